@@ -1,8 +1,10 @@
-"""Data pairs: what is trained on and what it is tested on from outside."""
+"""Data pairs: a set to train on and an external set to be tested on, as uint8 arrays in memory.
 
-from __future__ import annotations
+Light to import: torch is first needed by `medtune.data.transforms`.
+"""
 
+from medtune.data.folders import data_folder, external_folder
+from medtune.data.pair import PairData, Split, limit
+from medtune.data.registry import available_pairs, load_pair
 
-def available_pairs() -> tuple[str, ...]:
-    """Names of the registered pairs."""
-    return ("pneumoniamnist-cpn", "synthetic")
+__all__ = ["PairData", "Split", "available_pairs", "data_folder", "external_folder", "limit", "load_pair"]

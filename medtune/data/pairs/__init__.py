@@ -1,0 +1,1 @@
+"""One module per data pair; see `medtune.data.registry.Pair` for what it offers."""

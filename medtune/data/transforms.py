@@ -1,0 +1,137 @@
+"""Image transforms on whole batches, on the device that holds the images.
+
+`augment` and `prepare` take uint8 images and give what models take. Their interpolation is torchvision's bilinear
+with antialiasing on float tensors, to rounding errors. PIL, and torchvision on uint8 tensors, round to whole grey
+levels after resizing: their pixels differ by up to half a level (0.004 after normalisation), or one level where both
+passes round.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCALE = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+_CHUNK_PIXELS = 1 << 24
+
+
+def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """RandomResizedCrop(size), RandomHorizontalFlip, Normalize(0.5, 0.5), drawn for each image on its own.
+
+    images: uint8 (B, C, H, W) with C 1 or 3. Returns float32 (B, 3, size, size) in [-1, 1] on the images' device.
+    All randomness comes from `generator`, which should live on the CPU: then nothing waits for the device.
+    """
+    _require_images(images)
+    height, width = images.shape[-2:]
+    boxes = sample_boxes(len(images), height, width, generator)
+    flips = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    drawn = torch.cat([boxes, flips[:, None].to(boxes.dtype)], dim=1)
+    if images.is_cuda and not drawn.is_cuda:
+        drawn = drawn.pin_memory()
+    drawn = drawn.to(images.device, non_blocking=True)
+    return _normalise(resized_crop(images, drawn[:, :4], drawn[:, 4] > 0, size))
+
+
+def sample_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Crop boxes (count, 4) as whole numbers top, left, height, width, on the generator's device.
+
+    The distribution of torchvision's RandomResizedCrop with its default scale and ratio: up to ten draws until a box
+    fits, else the largest centred box with an allowed ratio.
+    """
+    draws = torch.rand(4, count, _TRIES, generator=generator, device=generator.device, dtype=torch.float64)
+    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[0])
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(low + (high - low) * draws[1])
+    widths, heights = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    w, h = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
+    top = torch.floor(draws[2, :, 0] * (height - h + 1))
+    left = torch.floor(draws[3, :, 0] * (width - w + 1))
+    boxes = torch.stack([top, left, h, w], dim=1)
+    fallback = torch.tensor(_centred_box(height, width), dtype=boxes.dtype, device=boxes.device)
+    return torch.where(fits.any(dim=1, keepdim=True), boxes, fallback).to(torch.int32)
+
+
+def _centred_box(height: int, width: int) -> tuple[int, int, int, int]:
+    w, h = width, height
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
+    """Cut `boxes` (B, 4: top, left, height, width) out of images (B, C, H, W), resize, mirror where `flips` (B,).
+
+    Returns float32 (B, C, size, size) in the images' own grey levels.
+    """
+    top, left, height, width = boxes.to(torch.float32).unbind(1)
+    rows = _interpolation(top, height, images.shape[-2], size)  # (B, size, H)
+    columns = _interpolation(left, width, images.shape[-1], size, flips)  # (B, size, W)
+    with torch.autocast(images.device.type, enabled=False):
+        return rows[:, None] @ images.to(torch.float32) @ columns[:, None].transpose(-1, -2)
+
+
+def _interpolation(start: Tensor, length: Tensor, side: int, size: int, flips: Tensor | None = None) -> Tensor:
+    """Weights (B, size, side) that resize the stretch [start, start + length) of an axis to `size` positions.
+
+    A triangle as wide as an output pixel, one input pixel at least, cut at the stretch's ends and normed to sum 1.
+    """
+    at = torch.arange(size, device=start.device, dtype=torch.float32)[None]  # (1, size)
+    if flips is not None:
+        at = torch.where(flips[:, None], size - 1 - at, at)
+    scale = (length / size)[:, None]
+    centre = (scale * (at + 0.5))[..., None]
+    inside = torch.arange(side, device=start.device, dtype=torch.float32) - start[:, None]  # (B, side)
+    weights = 1 - (inside[:, None] + 0.5 - centre).abs() / scale.clamp(min=1)[..., None]
+    within = (inside >= 0) & (inside < length[:, None])
+    weights = weights.clamp(min=0) * within[:, None]
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def prepare(images: Tensor, size: int) -> Tensor:
+    """Resize to (size, size) and Normalize(0.5, 0.5), for evaluation.
+
+    images: uint8 (B, C, H, W) with C 1 or 3. Returns float32 (B, 3, size, size) in [-1, 1] on the images' device.
+    """
+    _require_images(images)
+    return _normalise(_resize(images, size))
+
+
+def match_resolution(images: Tensor, native_size: int) -> Tensor:
+    """Bring images down to (native_size, native_size), antialiased; images that are no larger stay as they are.
+
+    images: uint8 (B, C, H, W). Returns uint8 (B, C, native_size, native_size): what a file of that size would hold.
+    """
+    _require_images(images)
+    if max(images.shape[-2:]) <= native_size:
+        return images
+    chunk = max(1, _CHUNK_PIXELS // math.prod(images.shape[1:]))
+    parts = [_resize(part, native_size).round().clamp(0, 255).to(torch.uint8) for part in images.split(chunk)]
+    return torch.cat(parts)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    levels = images.to(torch.float32)
+    if images.shape[-2:] == (size, size):
+        return levels
+    return F.interpolate(levels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _normalise(levels: Tensor) -> Tensor:
+    images = levels / 127.5 - 1
+    return images if images.shape[1] == 3 else images.repeat(1, 3, 1, 1)
+
+
+def _require_images(images: Tensor) -> None:
+    good = images.ndim == 4 and images.dtype == torch.uint8 and images.shape[1] in (1, 3)
+    if not good:
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images must be uint8 (B, C, H, W) with 1 or 3 channels, got {found}")
