@@ -1,7 +1,8 @@
 """Figures of a classifier, with bootstrap intervals: one code path for both.
 
-Two classes: label 1 is the positive class and its probability is `probs[:, 1]`. More classes: each figure but `oa` is the
-mean over classes of its one-against-the-rest value (macro). The decision is the most probable class, the lower one at a tie.
+Two classes: label 1 is the positive class and its probability is `probs[:, 1]`. More classes: each figure but `oa` is
+the mean over classes of its one-against-the-rest value (macro). The decision is the most probable class, the lower one
+at a tie.
 
 | figure      | definition                                              | undefined (None) when           |
 | ----------- | ------------------------------------------------------- | ------------------------------- |
@@ -11,7 +12,7 @@ mean over classes of its one-against-the-rest value (macro). The decision is the
 | f1          | 2 TP / (2 TP + FP + FN): 0 when no positive is found     | no image is positive            |
 | auc         | P(positive scores higher) + P(tie) / 2 (Mann-Whitney)   | one of both classes is missing  |
 
-A weight per image (how often a resample drew it) turns each figure into that of the resample, so nothing is sorted twice.
+A weight per image (how often a resample drew it) turns each figure into that of the resample: nothing is sorted twice.
 """
 
 from __future__ import annotations

@@ -1,0 +1,88 @@
+"""Fixtures shared by the tests: a model and data small enough for many trainings a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import medtune.models
+from medtune.config import TrialConfig
+from medtune.data import PairData, Split
+
+
+class TinyNet(nn.Module):
+    """Convolution, BatchNorm, dropout (torch's global RNG, as stochastic depth) and a head."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(in_channels, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(8, num_classes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.features(images).mean(dim=(2, 3)))) * self.scale
+
+    def no_weight_decay(self) -> set[str]:
+        return {"scale"}
+
+
+@pytest.fixture
+def tiny_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialConfig]:
+    """Makes TrialConfigs of the model "tiny", which `medtune.models` knows during the test."""
+    monkeypatch.setattr(medtune.models, "available", lambda: ("tiny",), raising=False)
+    monkeypatch.setattr(
+        medtune.models,
+        "build",
+        lambda name, num_classes=2, in_channels=3: TinyNet(num_classes, in_channels),
+        raising=False,
+    )
+    torch.set_num_threads(1)
+
+    def make(**changes: Any) -> TrialConfig:
+        defaults = {
+            "model": "tiny",
+            "pair": "synthetic",
+            "image_size": 28,
+            "epochs": 4,
+            "batch_size": 16,
+            "checkpoint_seconds": 0.0,
+            "resamples": 50,
+        }
+        return TrialConfig(**{**defaults, **changes})
+
+    return make
+
+
+def split(count: int, side: int = 28, seed: int = 0, classes: int = 2) -> Split:
+    """Images whose brightness tells the class, with enough noise that not all is right."""
+    rng = np.random.default_rng([seed, count, side])
+    labels = np.arange(count) % classes
+    levels = rng.normal(110 + 35 * labels[:, None, None, None], 60, (count, 1, side, side))
+    shift = rng.normal(0, 30, (count, 1, 1, 1))
+    return Split((levels + shift).clip(0, 255).astype(np.uint8), labels.astype(np.int64))
+
+
+@pytest.fixture
+def tiny_data() -> PairData:
+    """49 training images (with batches of 16 a single one is left over), an external set of 40 x 40 px."""
+    return PairData(
+        name="synthetic",
+        classes=("normal", "pneumonia"),
+        positive=1,
+        native_size=28,
+        train=split(49),
+        val=split(20, seed=1),
+        test=split(22, seed=2),
+        external=split(30, side=40, seed=3),
+        external_name="synthetic",
+        verified_cpn=False,
+        synthetic=True,
+        warnings=(),
+        fingerprint={"train": "a", "val": "b", "test": "c", "external": "d"},
+    )
