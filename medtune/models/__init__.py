@@ -1,8 +1,58 @@
-"""Architectures by name."""
+"""Architectures by name. To add one: one file with a function (num_classes, in_channels) -> nn.Module, one line here.
+
+Importing this package imports neither torch nor timm: the command line and the configuration only need the names.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from medtune.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# name -> module that has a function of that name
+_MODULES = {
+    "medmamba_t": "medtune.models.medmamba",
+    "medmamba_s": "medtune.models.medmamba",
+    "medmamba_b": "medtune.models.medmamba",
+    "resnet50": "medtune.models.resnet",
+}
+
 
 def available() -> tuple[str, ...]:
-    """Names that `build` knows."""
-    return ("medmamba_b", "medmamba_s", "medmamba_t", "resnet50")
+    """Names that `build` knows, sorted."""
+    return tuple(sorted(_MODULES))
+
+
+def build(name: str, num_classes: int = 2, in_channels: int = 3) -> nn.Module:
+    """A model that takes images (B, in_channels, H, W) and gives logits (B, num_classes).
+
+    Initial weights come from torch's global random numbers. Raises ConfigError for a name that is not in `available()`
+    or a number that is below 1.
+    """
+    if name not in _MODULES:
+        raise ConfigError(unknown("model", name, _MODULES))
+    for field, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ConfigError(f"{field} must be at least 1, got {value}")
+    return getattr(importlib.import_module(_MODULES[name]), name)(num_classes, in_channels)
+
+
+def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """See `medtune.models.published.load_published`."""
+    from medtune.models.published import load_published as load
+
+    load(model, state_dict)
+
+
+def __getattr__(attribute: str) -> Any:
+    """`build_NAME(num_classes=2, in_channels=3)` for every name, for tools that want a factory each."""
+    name = attribute.removeprefix("build_")
+    if name != attribute and name in _MODULES:
+        return functools.partial(build, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

@@ -1,0 +1,222 @@
+"""MedMamba (Yue & Li 2024, arXiv:2403.03849), written from the paper and the shapes of the released checkpoints.
+
+Source:     https://github.com/YubiaoYue/MedMamba; parameter names are the released ones, so its checkpoints load as they are
+Deviations: from the paper, as the released model: the convolution branch is two full 3x3 convolutions and a 1x1, and the
+            depths of s and b are 2-2-8-2 and 2-2-12-2 (the paper's parameter counts need 2-2-12-2 and 2-2-16-2);
+            from the released model: a side of 1 is padded before patch merging, so 28x28 runs; other odd sides lose
+            their last row or column there, as released.
+Maps are (B, H, W, C) unless said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medtune.ops.scan import selective_scan
+
+EPS = 1e-5
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, drop a branch for single images."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+
+class PatchEmbed(nn.Module):
+    """(B, C, H, W) -> (B, H / 4, W / 4, width)."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """(B, H, W, C) -> (B, H / 2, W / 2, 2 C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm = nn.LayerNorm(4 * width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, int(x.shape[2] == 1), 0, int(x.shape[1] == 1)))
+        b, h, w, c = x.shape
+        cells = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+        return self.reduction(self.norm(cells.permute(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)))
+
+
+def to_directions(x: Tensor) -> Tensor:
+    """Read the grid row by row, column by column, and both backwards: (B, H, W, D) -> (4, B, H * W, D)."""
+    rows = x.flatten(1, 2)
+    columns = x.transpose(1, 2).flatten(1, 2)
+    return torch.stack((rows, columns, rows.flip(1), columns.flip(1)))
+
+
+def from_directions(y: Tensor, height: int, width: int) -> Tensor:
+    """Put the four readings back on the grid and add them up: (4, B, H * W, D) -> (B, H, W, D)."""
+    rows, columns = y[0] + y[2].flip(1), y[1] + y[3].flip(1)
+    return rows.unflatten(1, (height, width)) + columns.unflatten(1, (width, height)).transpose(1, 2)
+
+
+class SS2D(nn.Module):
+    """Two-dimensional selective scan: four one-dimensional scans of a gated, convolved map, summed."""
+
+    def __init__(self, width: int, states: int = 16, directions: int = 4) -> None:
+        super().__init__()
+        inner = 2 * width
+        self.rank, self.states = math.ceil(width / 16), states
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(directions, self.rank + 2 * states, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(directions, inner, self.rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
+        self.A_logs = nn.Parameter(torch.empty(directions * inner, states))
+        self.Ds = nn.Parameter(torch.empty(directions * inner))
+        self.out_norm = nn.LayerNorm(inner, eps=EPS)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.reset_scan()
+
+    def reset_scan(self) -> None:
+        """Initial values of what belongs to the scan; steps start between 0.001 and 0.1."""
+        with torch.no_grad():
+            self.x_proj_weight.uniform_(-1, 1).mul_(self.x_proj_weight.shape[-1] ** -0.5)
+            self.dt_projs_weight.uniform_(-1, 1).mul_(self.rank**-0.5)
+            step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
+            self.A_logs.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_logs))
+            self.Ds.fill_(1)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"A_logs", "Ds"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = self.scan(x)
+        return self.out_proj(self.out_norm(x) * F.silu(z))
+
+    def scan(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, H, W, D) in float32."""
+        _, height, width, _ = x.shape
+        u = to_directions(x)
+        per_position = torch.matmul(u, self.x_proj_weight.mT.unsqueeze(1))
+        step, b, c = per_position.split((self.rank, self.states, self.states), dim=-1)
+        delta = torch.matmul(step, self.dt_projs_weight.mT.unsqueeze(1))
+        u, delta, b, c = (v.float().permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, 4, ., L)
+        decay, skip, bias = -torch.exp(self.A_logs.float()), self.Ds.float(), self.dt_projs_bias.float().flatten()
+        y = selective_scan(u, delta, decay, b, c, skip, bias, delta_softplus=True)
+        return from_directions(y.permute(1, 0, 3, 2), height, width)
+
+
+class SSConvSSM(nn.Module):
+    """Half of the channels through convolutions, half through the scan, then shuffled; (B, H, W, C) -> the same."""
+
+    def __init__(self, width: int, drop_path: float) -> None:
+        super().__init__()
+        half = width // 2
+        self.ln_1 = nn.LayerNorm(half, eps=EPS)
+        self.self_attention = SS2D(half)
+        self.drop_path = DropPath(drop_path)
+        self.conv33conv33conv11 = nn.Sequential(
+            nn.BatchNorm2d(half),
+            nn.Conv2d(half, half, kernel_size=3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, kernel_size=3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, kernel_size=1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=-1)
+        left = self.conv33conv33conv11(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        right = self.drop_path(self.self_attention(self.ln_1(right)))
+        return x + torch.stack((left, right), dim=-1).flatten(-2)
+
+
+class Stage(nn.Module):
+    """Blocks at one size, then patch merging unless it is the last stage."""
+
+    def __init__(self, width: int, drop_paths: Sequence[float], merge: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SSConvSSM(width, p) for p in drop_paths)
+        self.downsample = PatchMerging(width) if merge else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class MedMamba(nn.Module):
+    """images (B, C, H, W), any size from 28 up -> logits (B, num_classes)."""
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (2, 2, 4, 2),
+        width: int = 96,
+        num_classes: int = 2,
+        in_channels: int = 3,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        self.patch_embed = PatchEmbed(in_channels, width)
+        self.layers = nn.ModuleList(
+            Stage(width * 2**i, [next(rates) for _ in range(depth)], merge=i < len(depths) - 1)
+            for i, depth in enumerate(depths)
+        )
+        self.head = nn.Linear(width * 2 ** (len(depths) - 1), num_classes)
+        self.apply(_reset)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith((".A_logs", ".Ds"))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.head(x.mean((1, 2)))
+
+
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def medmamba_t(num_classes: int, in_channels: int) -> MedMamba:
+    return MedMamba((2, 2, 4, 2), 96, num_classes, in_channels)
+
+
+def medmamba_s(num_classes: int, in_channels: int) -> MedMamba:
+    return MedMamba((2, 2, 8, 2), 96, num_classes, in_channels)
+
+
+def medmamba_b(num_classes: int, in_channels: int) -> MedMamba:
+    return MedMamba((2, 2, 12, 2), 128, num_classes, in_channels)

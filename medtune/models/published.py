@@ -1,0 +1,55 @@
+"""Loading weights that others trained: the layouts their checkpoints come in, and errors that name every key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from medtune.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+CLASSIFIERS = ("head.weight", "fc.weight")
+COUNTER = "num_batches_tracked"
+
+
+def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Load a checkpoint's tensors, in the published layout or ours, into `model`, all or nothing.
+
+    Keys are the same in both layouts. A "module." in front of every key (DataParallel) and one level of wrapping
+    ({"state_dict": ...}) are taken off; BatchNorm's step counters may be missing, as in old checkpoints.
+    Raises CheckpointError that lists missing, unexpected and wrongly shaped keys.
+    """
+    given, own = _tensors(state_dict), model.state_dict()
+    missing = [k for k in own if k not in given and not k.endswith(COUNTER)]
+    unexpected = [k for k in given if k not in own]
+    shapes = [(k, tuple(given[k].shape), tuple(v.shape)) for k, v in own.items() if k in given]
+    wrong = [(k, theirs, ours) for k, theirs, ours in shapes if theirs != ours]
+    if missing or unexpected or wrong:
+        raise CheckpointError(_explain(missing, unexpected, wrong))
+    model.load_state_dict({**own, **given})
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    for name in WRAPPERS:
+        if isinstance(state_dict.get(name), Mapping):
+            return _tensors(state_dict[name])
+    tensors = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+    if tensors and all(k.startswith("module.") for k in tensors):
+        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
+    return tensors
+
+
+def _explain(missing: list[str], unexpected: list[str], wrong: list[tuple[str, Shape, Shape]]) -> str:
+    lines = ["the checkpoint does not fit the model:"]
+    for kind, keys in (("missing in the checkpoint", missing), ("unknown to the model", unexpected)):
+        if keys:
+            lines.append(f"  {kind} ({len(keys)}): {', '.join(keys)}")
+    for key, theirs, ours in wrong:
+        lines.append(f"  shape of {key}: {theirs} in the checkpoint, {ours} in the model")
+        if key in CLASSIFIERS and theirs[1:] == ours[1:]:
+            lines.append(f"  the checkpoint has {theirs[0]} classes, the model {ours[0]}: build(..., num_classes={theirs[0]})")
+    return "\n".join(lines)

@@ -1,0 +1,16 @@
+"""ResNet-50 (He et al. 2015, arXiv:1512.03385), timm's implementation, no pre-training.
+
+Source:     timm `resnet50` (Apache-2.0); parameter names are torchvision's
+Deviations: none
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def resnet50(num_classes: int, in_channels: int) -> nn.Module:
+    """images (B, C, H, W) -> logits (B, num_classes)."""
+    from timm.models.resnet import resnet50 as timm_resnet50
+
+    return timm_resnet50(pretrained=False, num_classes=num_classes, in_chans=in_channels)
