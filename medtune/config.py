@@ -85,7 +85,7 @@ class TrialConfig:
     checkpoint_seconds: float = 30.0
     """At least this long between checkpoints; rungs and the last epoch always have one."""
     seed: int = 0
-    """Seed of initial weights, data order and augmentation."""
+    """The study's one seed: of the search, and, the trial's number added, of weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
         from medtune.data import available_pairs
@@ -170,8 +170,6 @@ class StudyConfig:
     """ASHA's first rung as a fraction of the epochs."""
     reduction: int = 2
     """ASHA keeps one in this many at each rung, and rungs are this factor apart."""
-    study_seed: int = 0
-    """Seed of the search."""
     keep: int = 3
     """Trials, best first, whose checkpoints stay on disk."""
     concurrent: int | None = None
@@ -195,9 +193,9 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         _require_choices(self, preset=Preset, wandb=WandbMode)
-        whole = ("trials", "reduction", "study_seed", "keep", "cpus_per_trial", "machine_faults")
+        whole = ("trials", "reduction", "keep", "cpus_per_trial", "machine_faults")
         _require_number(self, whole, whole=True)
-        for name, least in (("trials", 1), ("keep", 1), ("cpus_per_trial", 1), ("machine_faults", 0), ("study_seed", 0)):
+        for name, least in (("trials", 1), ("keep", 1), ("cpus_per_trial", 1), ("machine_faults", 0)):
             _require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         _require(0 < self.first_rung <= 1, "first_rung", "in (0, 1]", self.first_rung)
         _require(self.reduction >= 2, "reduction", "at least 2", self.reduction)

@@ -1,0 +1,194 @@
+"""`medtune ...`: looking at studies, data and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from medtune.errors import MedtuneError
+
+Positional = tyro.conf.Positional
+
+
+def studies(*, storage: Path | None = None, json: bool = False) -> None:
+    """List the studies, oldest first.
+
+    Args:
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.results import all_studies, study_summary
+
+    found = [study_summary(study) for study in all_studies(storage)]
+    if json:
+        return _print_json(found)
+    table = Table("study", "begun", "trials", "best", "state", box=None, pad_edge=False)
+    for item in found:
+        counts = " ".join(f"{n} {state}" for state, n in item["trials"].items())
+        best = "" if item["best_value"] is None else f"{item['selection']} {item['best_value']:.4f}"
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created"]))
+        table.add_row(item["name"], begun, counts, best, "running" if item["running"] else "")
+    _print_table(table, "no studies yet")
+
+
+def trials(study: Positional[str], *, storage: Path | None = None, json: bool = False) -> None:
+    """List a study's trials.
+
+    Args:
+        study: The study's name, or its folder.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.progress import brief
+    from medtune.results import load_study, trial_summary
+
+    found = load_study(study, storage)
+    items = [trial_summary(found, row) for row in found.rows]
+    if json:
+        return _print_json(items)
+    heads = ("trial", "state", "epochs", found.selection, "ext. auc", "ext. oa", "time", "node", "settings")
+    table = Table(*heads, box=None, pad_edge=False)
+    for item in items:
+        figures = (item["value"], item["external"].get("external/auc"), item["external"].get("external/oa"))
+        shown = ("" if value is None else f"{value:.4f}" for value in figures)
+        what = item["cause"] or brief(item["params"])
+        seconds = f"{item['seconds']:.0f} s"
+        table.add_row(str(item["number"]), item["state"], str(item["epochs"]), *shown, seconds, item["node"] or "", what)
+    _print_table(table, "no trials yet")
+
+
+def best(
+    study: Positional[str],
+    *,
+    by: str | None = None,
+    top: int = 1,
+    storage: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Name the configuration to deploy.
+
+    Args:
+        study: The study's name, or its folder.
+        by: Metric to rank by; default: the study's selection metric, on val.
+        top: How many to show.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.results import best as answer
+    from medtune.results import load_study, print_best
+
+    found = answer(load_study(study, storage), by, max(1, top))
+    _print_json(found) if json else print_best(found)
+
+
+def evaluate(
+    checkpoint: Positional[Path],
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    pair: str | None = None,
+    native_size: int | None = None,
+    data_dir: Path | None = None,
+    external_dir: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Test a checkpoint, ours or a published one, on val, test and the external set.
+
+    Args:
+        checkpoint: A .safetensors file of ours, or published weights (.pth, .pt, .safetensors).
+        model: Architecture; needed for published weights.
+        image_size: Side in px; needed for published weights.
+        pair: Data pair; default: the checkpoint's, else pneumoniamnist-cpn.
+        native_size: Side in px of the training set's files; default: the checkpoint's, else 28.
+        data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
+        external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
+        json: Print JSON.
+    """
+    from medtune.evaluate import evaluate_checkpoint
+    from medtune.results import print_figures
+
+    found = evaluate_checkpoint(
+        checkpoint,
+        model=model,
+        image_size=image_size,
+        pair=pair,
+        native_size=native_size,
+        data_dir=data_dir,
+        external_dir=external_dir,
+    )
+    _print_json(found) if json else print_figures(found)
+
+
+def sync(study: Positional[str], *, storage: Path | None = None) -> None:
+    """Upload a study's W&B runs that were written offline.
+
+    Args:
+        study: The study's name, or its folder.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+    """
+    from medtune.results import load_study
+    from medtune.wandb_sync import sync as upload
+
+    print(upload(load_study(study, storage).folder).describe())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_table(table: Table, none: str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe has no width: do not cut what is to be read
+    console.print(table if table.row_count else none)
+
+
+def _commands() -> dict[str, Any]:
+    from medtune.data import cli as data
+
+    return {
+        "studies": studies,
+        "trials": trials,
+        "best": best,
+        "evaluate": evaluate,
+        "sync": sync,
+        "data": {"get": data.get, "check": data.check, "where": data.where},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    commands = _commands()
+    prog = "medtune"
+    while args and isinstance(commands.get(args[0]), dict):
+        prog += f" {args[0]}"
+        commands = commands[args.pop(0)]
+    flat = {name: _group(name) if isinstance(command, dict) else command for name, command in commands.items()}
+    try:
+        tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
+    except MedtuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _group(name: str) -> Any:
+    def group() -> None:
+        print(f"medtune {name} --help lists its commands")
+
+    group.__doc__ = f"`medtune {name} --help` lists its commands."
+    return group
+
+
+if __name__ == "__main__":
+    sys.exit(main())

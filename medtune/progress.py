@@ -1,0 +1,195 @@
+"""What a running study shows: a table that fits the terminal, or one line per change where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from medtune.config import StudyConfig
+from medtune.data import PairData
+from medtune.search.conductor import Conductor
+from medtune.search.ledger import Row
+
+
+def brief(settings: dict[str, Any]) -> str:
+    """Settings on one line: `model=medmamba_t lr=0.0012 milestones=0.33,0.5`."""
+    return " ".join(f"{name}={_short(value)}" for name, value in settings.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(_short(item) for item in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_of(row: Row) -> float:
+    """Time a trial has taken, all attempts together."""
+    return float(sum(row.latest.get("seconds", {}).values()))
+
+
+class Progress:
+    """Shows a study from its conductor; as a context manager while trials run."""
+
+    def __init__(self, name: str, folder: Path, config: StudyConfig, data: PairData) -> None:
+        self.name = name
+        self.folder = folder
+        self.config = config
+        self.data = data
+        self.console = Console(soft_wrap=True) if not Console().is_terminal else Console()
+        self.started = time.monotonic()
+        self.shown: dict[int, tuple[str, int]] = {}
+        self.live: Live | None = None
+        self.next_tick = 0.0
+        self.conductor: Conductor
+
+    def say(self, text: str) -> None:
+        """One line, above the table if there is one."""
+        self.console.print(Text(text))
+
+    def begin(self, conductor: Conductor, notes: list[str]) -> None:
+        """Say what will run on what, and what an earlier launch left."""
+        self.conductor = conductor
+        trial = self.config.trial
+        done = sum(row.finished for row in conductor.rows.values())
+        train = min(len(self.data.train.labels), trial.train_limit or len(self.data.train.labels))
+        tested = min(len(self.data.external.labels), trial.external_limit or len(self.data.external.labels))
+        self.say(f"study {self.name} in {self.folder}")
+        self.say(
+            f"  {self.config.trials} trials of {trial.epochs} epochs at {trial.image_size} px, "
+            f"rungs at epochs {', '.join(map(str, self.config.rungs())) or 'none'}; search by {trial.selection}"
+        )
+        self.say(f"  {train} training images of {self.data.name}; external test: {tested} of {self.data.external_name}")
+        if trial.external_limit and tested < len(self.data.external.labels):
+            self.say(f"  the external test uses a fixed stratified {tested} of {len(self.data.external.labels)} images")
+        for warning in (*self.data.warnings, *rung_warnings(self.config, conductor)):
+            self.say(f"  warning: {warning}")
+        if self.data.synthetic:
+            self.say("  SYNTHETIC images: figures say nothing about any disease")
+        if conductor.rows:
+            self.say(f"  going on with {len(conductor.rows)} trials, {done} of them finished")
+        for note in notes:
+            self.say(f"  {note}")
+        self.shown = {row.number: (row.state, row.epoch) for row in conductor.rows.values()}
+
+    def __enter__(self) -> Progress:
+        self.started = time.monotonic()
+        if self.console.is_terminal:
+            self.live = Live(self._table(), console=self.console, auto_refresh=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show()
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def callback(self) -> Any:
+        """A Tune callback that keeps this up to date."""
+        from medtune.search.scheduler import Ticker
+
+        return Ticker(self.tick)
+
+    def tick(self) -> None:
+        """Refresh, at most twice a second."""
+        if time.monotonic() >= self.next_tick:
+            self.next_tick = time.monotonic() + 0.5
+            self._show()
+
+    def _show(self) -> None:
+        if self.live is not None:
+            self.live.update(self._table(), refresh=True)
+            return
+        for row in list(self.conductor.rows.values()):
+            if self.shown.get(row.number) != (row.state, row.epoch):
+                self.shown[row.number] = (row.state, row.epoch)
+                self.say(self._line(row))
+
+    def _line(self, row: Row) -> str:
+        clock = duration(time.monotonic() - self.started)
+        value = "" if row.value is None else f" {self.config.trial.selection} {row.value:.4f}"
+        what = "starts" if row.epoch == 0 and not row.finished else f"{row.state} epoch {row.epoch}{value}"
+        cause = f": {row.cause}" if row.cause else ""
+        settings = f"  {brief(row.settings)}" if row.settings and not row.finished and row.epoch == 0 else ""
+        return f"[{clock:>6}] trial {row.number:>3} {what}{cause}{settings}"
+
+    def best(self) -> Row | None:
+        """The best trial so far by the selection metric, among those that were not stopped or lost."""
+        alive = [r for r in self.conductor.rows.values() if r.value is not None and r.state in ("COMPLETE", "RUNNING")]
+        sign = 1 if self.conductor.minimise else -1
+        return min(alive, key=lambda r: sign * (r.value or 0.0), default=None)
+
+    def summary(self) -> list[str]:
+        """Trials by state, best so far, what ASHA saved, time left."""
+        rows = list(self.conductor.rows.values())
+        states = Counter(row.state for row in rows)
+        states["to come"] = max(0, self.config.trials - len(rows))
+        lines = ["  ".join(f"{count} {state}" for state, count in states.items() if count)]
+        best = self.best()
+        if best is not None and best.value is not None:
+            lines.append(f"best so far: trial {best.number}, {self.config.trial.selection} {best.value:.4f}")
+            lines.append(f"  {brief(best.settings or {})}")
+        pruned = [row for row in rows if row.state == "PRUNED" and row.epoch]
+        epochs = sum(self.config.trial.epochs - row.epoch for row in pruned)
+        saved = sum(seconds_of(row) / row.epoch * (self.config.trial.epochs - row.epoch) for row in pruned)
+        if epochs:
+            lines.append(f"stopped early: {epochs} epochs, about {duration(saved)} of computing saved")
+        left = self._time_left(rows)
+        if left is not None:
+            lines.append(f"time left: about {duration(left)}")
+        return lines
+
+    def _time_left(self, rows: list[Row]) -> float | None:
+        ended = [seconds_of(row) for row in rows if row.finished and seconds_of(row)]
+        if not ended or not self.conductor.live:
+            return None
+        mean = sum(ended) / len(ended)
+        running = sum(min(mean, seconds_of(row)) for row in rows if not row.finished)
+        return max(0.0, (mean * (self.config.trials - len(ended)) - running) / max(1, len(self.conductor.live)))
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False, expand=False)
+        for head in ("trial", "state", "epoch", self.config.trial.selection, "settings"):
+            table.add_column(head, no_wrap=True, overflow="ellipsis")
+        rows = sorted(self.conductor.rows.values(), key=lambda r: (r.finished, -r.number))
+        room = max(3, self.console.height - 9)
+        for row in rows[:room]:
+            value = "" if row.value is None else f"{row.value:.4f}"
+            table.add_row(str(row.number), row.state, str(row.epoch), value, brief(row.settings or {}))
+        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self.summary()]
+        hidden = len(rows) - room
+        note = [Text(f"... and {hidden} more: medtune trials {self.name}")] if hidden > 0 else []
+        return Group(table, *note, *lines)
+
+    def end(self) -> None:
+        """The outcome in words."""
+        for line in self.summary():
+            self.say(line)
+
+
+def rung_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
+    """ASHA should not judge before the learning rate drops: say so where it would."""
+    rungs = config.rungs()
+    milestones = conductor.space.dimensions.get("milestones")
+    latest = getattr(milestones, "first", (0.0, config.trial.milestones[0] if config.trial.milestones else 0.0))[1]
+    drop = config.trial.replace(milestones=(latest,)).milestone_epochs() if 0 < latest < 1 else ()
+    if len(rungs) > 1 and drop and rungs[1] < drop[0]:
+        return [
+            f"ASHA's second rung (epoch {rungs[1]}) comes before the latest first milestone (epoch {drop[0]}): trials "
+            "that gain when the learning rate drops may be stopped before it. Raise --first-rung or --reduction."
+        ]
+    return []

@@ -1,0 +1,245 @@
+"""Reading a study back: its trials, and which configuration to deploy. Looks, never writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from medtune.config import TrialConfig
+from medtune.errors import ConfigError, StudyError, unknown
+from medtune.progress import brief, duration, seconds_of
+from medtune.search.conductor import attempt_folder, minimised
+from medtune.search.ledger import Ledger, Row
+from medtune.study import read_study, storage_folder
+
+OPTIMISTIC = (
+    "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
+    "and cannot stand as the test of it."
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it lies on disk."""
+
+    folder: Path
+    record: dict[str, Any]
+    rows: list[Row]
+    running: bool
+    """Whether a driver works on it now."""
+
+    def state(self, row: Row) -> str:
+        """The row's state in the user's words: an unfinished trial that nobody trains is WAITING."""
+        return "WAITING" if row.state == "RUNNING" and not self.running else row.state
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def selection(self) -> str:
+        return str(self.record["selection"])
+
+
+def load_study(name: str, storage: Path | None = None) -> Study:
+    """A study by its name, or by the path of its folder. Raises StudyError with the nearest name."""
+    root = storage_folder(storage)
+    folder = Path(name) if (Path(name) / "study.json").exists() else root / name
+    if not (folder / "study.json").exists():
+        names = [path.parent.name for path in root.glob("*/study.json")]
+        if not names:
+            raise StudyError(f"no studies in {root}: run a sweep first, or name another folder with --storage")
+        raise StudyError(unknown("study", name, names) + f" (in {root})")
+    return _read(folder)
+
+
+def _read(folder: Path) -> Study:
+    record = read_study(folder)
+    journal = folder / "ledger.journal"
+    rows = Ledger.read(journal).rows() if journal.exists() else []
+    return Study(folder, record, rows, driver_alive(folder))
+
+
+def driver_alive(folder: Path) -> bool:
+    """Whether some process drives the study in this folder."""
+    lock = filelock.FileLock(folder / "driver.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:
+        return False  # a read-only folder: nobody here drives it
+
+
+def all_studies(storage: Path | None = None) -> list[Study]:
+    """Oldest first; a folder whose record is damaged is left out by `read_study`'s error, not hidden."""
+    folders = [path.parent for path in storage_folder(storage).glob("*/study.json")]
+    return sorted((_read(folder) for folder in folders), key=lambda study: study.record["created"])
+
+
+def study_summary(study: Study) -> dict[str, Any]:
+    """One line of `medtune studies`."""
+    counts: dict[str, int] = {}
+    for row in study.rows:
+        counts[study.state(row)] = counts.get(study.state(row), 0) + 1
+    ranked = rank(study, study.selection)
+    best = ranked[0] if ranked else None
+    return {
+        "name": study.name,
+        "created": study.record["created"],
+        "script": study.record["script"],
+        "preset": study.record["preset"],
+        "running": study.running,
+        "trials": counts,
+        "selection": study.selection,
+        "best_trial": best.number if best else None,
+        "best_value": best.value if best else None,
+        "synthetic": study.record["synthetic"],
+        "folder": str(study.folder),
+    }
+
+
+def trial_summary(study: Study, row: Row) -> dict[str, Any]:
+    """One trial as `medtune trials --json` gives it."""
+    return {
+        "number": row.number,
+        "state": study.state(row),
+        "epochs": row.epoch,
+        "params": row.settings or {},
+        "value": row.value,
+        "best": row.latest.get("best", {}),
+        "external": row.latest.get("external", {}),
+        "cause": row.cause,
+        "node": row.latest.get("node"),
+        "seconds": round(seconds_of(row), 1),
+        "attempts": row.attempt,
+        "faults": row.faults,
+    }
+
+
+def metric(row: Row, name: str) -> float | None:
+    """A figure of a trial: train and val at its best epoch, test and external at its best weights."""
+    for source in (row.latest.get("best", {}), row.latest.get("external", {})):
+        value = source.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def rank(study: Study, by: str) -> list[Row]:
+    """Trials that were trained to the end, best first. Raises ConfigError for a metric that no trial has."""
+    complete = [row for row in study.rows if row.state == "COMPLETE"]
+    names = {name for row in complete for part in ("best", "external") for name in row.latest.get(part, {})}
+    if complete and by not in names:
+        known = [n for n in names if "/" in n and n.rsplit("/", 1)[-1] not in ("low", "high", "reason", "name")]
+        raise ConfigError(unknown("metric", by, known))
+    scored = [(value, row) for row in complete if (value := metric(row, by)) is not None]
+    sign = 1 if minimised(by) else -1
+    return [row for _, row in sorted(scored, key=lambda pair: (sign * pair[0], pair[1].number))]
+
+
+def trial_config(study: Study, row: Row) -> TrialConfig:
+    """The full configuration that a trial was trained with."""
+    names = set(TrialConfig().to_dict())
+    shared = {k: v for k, v in study.record["settings"].items() if k in names}
+    base = TrialConfig.from_dict(shared)
+    return base.replace(**(row.settings or {}), seed=base.seed + row.number)
+
+
+def checkpoint(study: Study, row: Row) -> Path | None:
+    """The best weights, if they were kept."""
+    folder = attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints"
+    found = sorted(folder.glob("best-*.safetensors"))
+    return found[-1] if found else None
+
+
+def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
+    """What `medtune best` answers. Raises StudyError while no trial was trained to the end."""
+    by = by or study.selection
+    ranked = rank(study, by)
+    if not ranked:
+        raise StudyError(
+            f"no trial of study {study.name!r} was trained to the end yet: nothing to choose from. "
+            "The script's command goes on with it; `medtune trials` shows where it stands."
+        )
+    external = by.split("/")[0] in ("external", "external_matched", "cpn", "cpn_matched", "test")
+    return {
+        "study": study.name,
+        "ranked_by": by,
+        "of": len(ranked),
+        "caution": OPTIMISTIC if external else None,
+        "synthetic": study.record["synthetic"],
+        "external_set": study.record["data"]["external_name"],
+        "trials": [
+            {
+                **trial_summary(study, row),
+                "ranked_value": metric(row, by),
+                "config": trial_config(study, row).to_dict(),
+                "checkpoint": str(checkpoint(study, row) or "") or None,
+            }
+            for row in ranked[:top]
+        ],
+    }
+
+
+def print_outcome(folder: Path) -> None:
+    """What a sweep prints at its end: the best configuration, where everything lies, what to type next."""
+    study = _read(folder)
+    try:
+        answer = best(study)
+    except StudyError as error:
+        print(error)
+        return
+    print()
+    print_best(answer)
+    print(f"\neverything of this study: {folder}")
+    at = "" if folder.parent == storage_folder(None) else f" --storage {folder.parent}"
+    print(f"next: medtune best {study.name}{at} --top 3\n      medtune trials {study.name}{at}")
+
+
+def print_best(answer: Mapping[str, Any]) -> None:
+    """`medtune best` for people."""
+    for place, trial in enumerate(answer["trials"], 1):
+        head = "best configuration" if place == 1 else f"number {place}"
+        print(f"{head}: trial {trial['number']} of study {answer['study']}")
+        print(f"  {brief(trial['params'])}")
+        print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
+        print(f"  val at epoch {trial['best'].get('epoch')}: {_figures(trial['best'], 'val')}")
+        print(f"  external test on {answer['external_set']}:")
+        for group, label in (
+            ("external", "images as they are"),
+            ("external_matched", "brought to training resolution"),
+            ("cpn", "CPN X-ray, as they are"),
+            ("cpn_matched", "CPN X-ray, brought to training resolution"),
+            ("test", "own test split"),
+        ):
+            figures = _figures(trial["external"], group)
+            if figures:
+                print(f"    {label}: {figures}")
+        print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
+        print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
+    if answer["caution"]:
+        print(f"  CAUTION: {answer['caution']}")
+    if answer["synthetic"]:
+        print("  SYNTHETIC images: these figures say nothing about any disease")
+
+
+def _figures(source: Mapping[str, Any], group: str) -> str:
+    parts = []
+    for name in ("loss", "oa", "auc", "sensitivity", "specificity", "f1"):
+        key = f"{group}/{name}"
+        if key not in source:
+            continue
+        value = source[key]
+        if value is None:
+            parts.append(f"{name} undefined ({source.get(f'{key}/reason', 'one class only')})")
+            continue
+        low, high = source.get(f"{key}/low"), source.get(f"{key}/high")
+        parts.append(f"{name} {value:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
+    return "  ".join(parts)

@@ -1,0 +1,230 @@
+"""Decides what runs next, accepts or refuses what trials report, and keeps the ledger. Knows nothing of Ray.
+
+A trial goes through here only: `next_launch` -> `report` ... -> finished, or `lost` -> `next_launch` again. All that is
+needed to go on after the driver was killed is in the ledger and in the trials' folders; `recover` reads it back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medtune.config import StudyConfig, TrialConfig
+from medtune.search.asha import keep
+from medtune.search.ledger import Ledger, Row
+from medtune.search.space import SearchSpace
+from medtune.tracking import read_epochs, read_final
+
+Status = Literal["running", "complete", "fail"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One attempt to be started."""
+
+    number: int
+    attempt: int
+    config: TrialConfig
+
+    def folder(self, trials: Path) -> Path:
+        """Where this attempt writes, and nothing else does."""
+        return attempt_folder(trials, self.number, self.attempt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a trial's process tells the driver after an epoch, or at its end."""
+
+    number: int
+    attempt: int
+    status: Status
+    epoch: int = 0
+    value: float | None = None
+    """Selection metric at the best epoch so far."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Train and val metrics at the best epoch so far."""
+    external: dict[str, Any] = field(default_factory=dict)
+    """External and own test metrics, when this epoch was tested."""
+    cause: str | None = None
+    node: str | None = None
+    seconds: float = 0.0
+    """Time this attempt has taken so far."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trial_folder(trials: Path, number: int) -> Path:
+    """A trial's folder in the study's `trials` folder."""
+    return trials / f"{number:04d}"
+
+
+def attempt_folder(trials: Path, number: int, attempt: int) -> Path:
+    """An attempt's folder."""
+    return trial_folder(trials, number) / f"attempt-{attempt}"
+
+
+class Conductor:
+    """The study's state machine; see the module's docstring."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        config: StudyConfig,
+        space: SearchSpace,
+        trials: Path,
+        first: Sequence[Mapping[str, Any]] = (),
+        slots: Callable[[], int] = lambda: 1,
+        on_finish: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        """`first`: settings to try before the searcher proposes any. `slots`: how many trials may run at a time now."""
+        self.ledger = ledger
+        self.config = config
+        self.space = space
+        self.trials = trials
+        self.first = first
+        self.slots = slots
+        self.on_finish = on_finish
+        self.rows: dict[int, Row] = {row.number: row for row in ledger.rows()}
+        self.live: dict[int, Launch] = {}
+        self.started: dict[int, float] = {}
+        self.waiting: list[int] = []
+        self.minimise = minimised(config.trial.selection)
+
+    def recover(self) -> list[str]:
+        """Bring in what the last driver did not hear of; what is still unfinished will be launched again.
+
+        Returns one line for each trial that was left unfinished.
+        """
+        notes = []
+        for row in list(self.rows.values()):
+            if row.finished:
+                continue
+            if row.settings is None:
+                self.ledger.complete_ask(row.number, self.space, self.config)
+            self._hear_folder(row)
+            self._refresh(row.number)
+            row = self.rows[row.number]
+            if row.finished:
+                notes.append(f"trial {row.number}: {row.state}, as its folder showed")
+            else:
+                self.waiting.append(row.number)
+                notes.append(f"trial {row.number}: goes on after epoch {row.epoch} of {self.config.trial.epochs}")
+        return notes
+
+    def _hear_folder(self, row: Row) -> None:
+        """Feed the reports that the current attempt wrote down and the driver did not take in."""
+        if row.attempt == 0:
+            return
+        self.live[row.number] = self._launch(row.number, row.attempt)
+        for epoch in self.config.rungs():
+            rung = row.rung(epoch)
+            if rung is not None and not rung["kept"]:
+                self._finish(row.number, "PRUNED", rung["value"])
+                return
+        folder = attempt_folder(self.trials, row.number, row.attempt)
+        reports = [line["report"] for line in read_epochs(folder) if "report" in line]
+        final = read_final(folder)
+        if final is not None:
+            reports.append(final)
+        for values in reports:
+            report = Report(**values)
+            if report.status != "running" or report.epoch > row.epoch:
+                self.report(report)
+        self.live.pop(row.number, None)
+
+    def next_launch(self) -> Launch | Literal["later", "done"]:
+        """What to start now. `later`: nothing until something is reported; `done`: every trial has ended."""
+        if len(self.live) >= self.slots():
+            return "later"
+        if self.waiting:
+            return self._begin(self.waiting.pop(0))
+        if len(self.rows) < self.config.trials:
+            count = len(self.rows)
+            number = self.ledger.ask(self.space, self.config, self.first[count] if count < len(self.first) else None)
+            return self._begin(number)
+        return "later" if self.live else "done"
+
+    def _begin(self, number: int) -> Launch:
+        self._refresh(number)
+        attempt = self.rows[number].attempt + 1
+        self.ledger.note(number, attempt=attempt)
+        self._refresh(number)
+        launch = self._launch(number, attempt)
+        self.live[number] = launch
+        self.started[number] = time.time()
+        return launch
+
+    def _launch(self, number: int, attempt: int) -> Launch:
+        settings = self.ledger.row(number).settings
+        assert settings is not None
+        base = self.config.trial
+        return Launch(number, attempt, base.replace(**settings, seed=base.seed + number))
+
+    def report(self, report: Report) -> bool:
+        """Take in a report; returns whether the trial goes on. Reports of an attempt that is not current are ignored."""
+        launch = self.live.get(report.number)
+        if launch is None or launch.attempt != report.attempt:
+            return False
+        number = report.number
+        self.ledger.note(number, latest=_merged(self.rows[number].latest, report))
+        if report.status == "fail":
+            return self._finish(number, "FAIL", None, report.cause)
+        if report.value is not None:
+            self.ledger.record_epoch(number, report.epoch, report.value)
+        if report.status == "complete":
+            if report.value is None:
+                selection = self.config.trial.selection
+                return self._finish(number, "FAIL", None, f"{selection} is undefined in every epoch")
+            return self._finish(number, "COMPLETE", report.value)
+        self._refresh(number)
+        if report.epoch in self.config.rungs() and self.rows[number].rung(report.epoch) is None:
+            others = [record["value"] for row in self.rows.values() if (record := row.rung(report.epoch)) is not None]
+            kept = keep(report.value, others, self.config.reduction, minimise=self.minimise)
+            self.ledger.record_rung(number, report.epoch, report.value, kept)
+            if not kept:
+                return self._finish(number, "PRUNED", report.value)
+            self._refresh(number)
+        return True
+
+    def lost(self, launch: Launch, cause: str) -> None:
+        """The attempt's process or machine died. The trial is started again, within a budget of its own."""
+        number = launch.number
+        if self.live.get(number) != launch:
+            return
+        self.live.pop(number)
+        faults = self.rows[number].faults + 1
+        self.ledger.note(number, faults=faults)
+        self._refresh(number)
+        if faults > self.config.machine_faults:
+            self._finish(number, "FAIL", None, f"its process or machine died {faults} times, last: {cause}")
+        else:
+            self.waiting.append(number)
+
+    def _finish(self, number: int, state: str, value: float | None, cause: str | None = None) -> bool:
+        self.ledger.finish(number, state, value, cause)
+        self.live.pop(number, None)
+        self._refresh(number)
+        self.on_finish(self.rows[number])
+        return False
+
+    def _refresh(self, number: int) -> None:
+        self.rows[number] = self.ledger.row(number)
+
+
+def _merged(latest: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """All that is known of a trial besides its value: one attribute, so one write to the ledger a report."""
+    return {
+        "node": report.node or latest.get("node"),
+        "seconds": {**latest.get("seconds", {}), str(report.attempt): round(report.seconds, 3)},
+        "best": report.best or latest.get("best", {}),
+        "external": report.external or latest.get("external", {}),
+    }
+
+
+def minimised(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.rsplit("/", 1)[-1] == "loss"

@@ -1,0 +1,57 @@
+"""Ray Tune's searcher: hands out what the conductor decides to launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from medtune.search.conductor import Conductor, Launch
+
+
+def nothing() -> None:
+    """What Tune finds when it unpickles a part of ours: these live in the driver alone."""
+
+
+class LedgerSearcher(Searcher):
+    """Feeds a Tune run from the ledger, whatever the run's own trial ids are."""
+
+    def __init__(self, conductor: Conductor, to_config: Callable[[Launch], dict[str, Any]]) -> None:
+        super().__init__()
+        self.conductor = conductor
+        self.to_config = to_config
+        self.launches: dict[str, Launch] = {}
+        self.stopping = False
+        """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.stopping:
+            return Searcher.FINISHED
+        launch = self.conductor.next_launch()
+        if launch == "done":
+            return Searcher.FINISHED
+        if launch == "later":
+            return None
+        self.launches[trial_id] = launch
+        return self.to_config(launch)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune's word that a trial is over counts only when its process died: all else was reported before."""
+        if error and not self.stopping:
+            self.conductor.lost(self.launches[trial_id], "the process ended without a word")
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger is the state; Tune's snapshot is not used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a study is resumed from its ledger, never from Tune's snapshot")
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def __reduce__(self) -> Any:
+        return nothing, ()  # Tune pickles what it was given for a restore that is never made
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing to save, as above."""

@@ -1,0 +1,334 @@
+"""Builds, starts and resumes a study. The ledger is the truth; each launch is a new Tune run fed from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
+import platformdirs
+
+import medtune
+from medtune.config import StudyConfig
+from medtune.data import PairData, load_pair
+from medtune.errors import StudyError
+from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
+from medtune.search.ledger import Ledger, Row
+from medtune.search.space import SearchSpace
+
+Settings = Mapping[str, Any]
+
+# Not part of what a study is: they may differ from one launch to the next.
+_FREE = ("preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial")
+_FREE += ("machine_faults", "data_dir", "external_dir", "wandb", "wandb_project")
+_FREE_TRIAL = ("resamples", "checkpoint_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What a script brings: its name, its space, the settings to try first."""
+
+    script: str
+    space: SearchSpace
+    first: Sequence[Settings] = ()
+    external_fallback: bool = False
+    """Test on PneumoniaMNIST's own test split where the external set is missing; `make sweep` alone asks for it."""
+
+
+def storage_folder(storage: Path | None) -> Path:
+    """--storage, then $MEDTUNE_STORAGE, then a user folder."""
+    if storage is not None:
+        return storage.expanduser().resolve()
+    given = os.environ.get("MEDTUNE_STORAGE")
+    return Path(given).expanduser().resolve() if given else Path(platformdirs.user_data_dir("medtune")) / "studies"
+
+
+def study_name(config: StudyConfig, script: str) -> str:
+    """The name given, else the script's and the preset's; with --new the first of its kind that is free."""
+    name = config.name or f"{script}-{config.preset}"
+    if not config.new:
+        return name
+    taken = {path.name for path in storage_folder(config.storage).glob("*")}
+    candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, len(taken) + 2))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def run_study(config: StudyConfig, definition: Definition) -> Path:
+    """Start the study or go on with it, until it has as many trials as asked. Returns the study's folder.
+
+    Raises ConfigError, DataError or StudyError before anything is started; KeyboardInterrupt after a clean stop.
+    """
+    from medtune.progress import Progress
+
+    name = study_name(config, definition.script)
+    folder = storage_folder(config.storage) / name
+    data = load_pair(
+        config.trial.pair,
+        native_size=config.trial.native_size,
+        data_dir=config.data_dir,
+        external_dir=config.external_dir,
+        external_fallback=definition.external_fallback,
+    )
+    for settings in definition.first:
+        definition.space.encode(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_driver(folder):
+        _check_same_study(folder, name, config, definition, data)
+        progress = Progress(name, folder, config, data)
+        ledger = Ledger.open(folder / "ledger.journal", name, "minimize" if _minimise(config) else "maximize")
+        conductor = Conductor(
+            ledger,
+            config,
+            definition.space,
+            folder / "trials",
+            first=definition.first,
+            on_finish=lambda row: _settle(folder, conductor, row),
+        )
+        progress.begin(conductor, conductor.recover())
+        if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
+            with progress:
+                _tune(folder, name, config, conductor, definition, progress)
+        progress.end()
+    return folder
+
+
+def _minimise(config: StudyConfig) -> bool:
+    return minimised(config.trial.selection)
+
+
+@contextlib.contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """One driver a study; the kernel releases the lock however the driver ends."""
+    lock = filelock.FileLock(folder / "driver.lock")
+    try:
+        lock.acquire(timeout=10)
+    except filelock.Timeout:
+        raise StudyError(
+            f"study {folder.name!r} is being run by another process (it holds {folder / 'driver.lock'}). "
+            "Wait for it, stop it, or start another study with --new or --name."
+        ) from None
+    with lock:
+        yield
+    lock.release(force=True)
+
+
+def _check_same_study(folder: Path, name: str, config: StudyConfig, definition: Definition, data: PairData) -> None:
+    """Write study.json, or refuse to go on with a study that was begun otherwise, showing the difference."""
+    path = folder / "study.json"
+    now = describe(config, definition, data)
+    if not path.exists():
+        record = {"id": f"{name}-{int(time.time()):x}", "name": name, "created": time.time(), **now}
+        write_json(path, record | {"version": medtune.__version__})
+        return
+    record = read_study(folder)
+    changes = [
+        f"  {kind}.{key}: {record[kind].get(key)!r} -> {now[kind].get(key)!r}"
+        for kind in ("settings", "space", "data")
+        for key in sorted({*record[kind], *now[kind]})
+        if record[kind].get(key) != now[kind].get(key)
+    ]
+    if record["first"][: len(now["first"])] != now["first"][: len(record["first"])]:
+        changes.append(f"  settings to try first: {record['first']} -> {now['first']}")
+    if changes:
+        raise StudyError(
+            f"study {name!r} in {folder} was begun with other settings:\n" + "\n".join(changes) + "\n"
+            "Its trials would not be comparable. Start another with --new or --name, or give the settings it was begun with."
+        )
+
+
+def describe(config: StudyConfig, definition: Definition, data: PairData) -> dict[str, Any]:
+    """What makes a study this study, in plain JSON values."""
+    settings = {k: v for k, v in asdict(config).items() if k not in (*_FREE, "trial")}
+    settings |= {k: v for k, v in config.trial.to_dict().items() if k not in _FREE_TRIAL}
+    first = [json.loads(json.dumps(dict(item))) for item in definition.first]
+    about = {**data.fingerprint, "external_name": data.external_name}
+    return {"settings": settings, "space": definition.space.describe(), "first": first, "data": about} | {
+        "script": definition.script,
+        "preset": config.preset,
+        "synthetic": data.synthetic,
+        "verified_cpn": data.verified_cpn,
+        "rungs": list(config.rungs()),
+        "epochs": config.trial.epochs,
+        "selection": config.trial.selection,
+    }
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """study.json. Raises StudyError if it is missing or damaged."""
+    try:
+        return json.loads((folder / "study.json").read_text())
+    except FileNotFoundError:
+        raise StudyError(f"no study in {folder}: `medtune studies` lists those there are") from None
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{folder / 'study.json'} is damaged ({error}); restore it or start another study") from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Atomic."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1))
+    os.replace(part, path)
+
+
+def _settle(folder: Path, conductor: Conductor, row: Row) -> None:
+    """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
+    home = trial_folder(folder / "trials", row.number)
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(home / "outcome.json", {"state": row.state})
+    complete = [r for r in conductor.rows.values() if r.state == "COMPLETE" and r.value is not None]
+    ranked = sorted(complete, key=lambda r: (r.value if conductor.minimise else -r.value, r.number))  # type: ignore[operator]
+    kept = {r.number for r in ranked[: conductor.config.keep]}
+    for ended in (row, *ranked):
+        for checkpoints in trial_folder(folder / "trials", ended.number).glob("attempt-*/checkpoints"):
+            current = checkpoints.parent.name == f"attempt-{ended.attempt}"
+            if ended.number in kept and current:
+                for last in checkpoints.glob("last-*"):
+                    last.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _tune(
+    folder: Path, name: str, config: StudyConfig, conductor: Conductor, definition: Definition, progress: Any
+) -> None:
+    """One Tune run, from the ledger to the ledger."""
+    # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+        TUNE_GLOBAL_CHECKPOINT_S="1000000",
+        TUNE_FORCE_TRIAL_CLEANUP_S="5",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    import ray
+    from ray import tune
+
+    from medtune.search.scheduler import LedgerScheduler
+    from medtune.search.searcher import LedgerSearcher
+    from medtune.trial import AttemptSpec, MedtuneTrial, to_config
+
+    _start_ray()
+    gpus = config.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    conductor.slots = lambda: _slots(config, gpus)
+    study_id = read_study(folder)["id"]
+
+    def to_spec(launch: Launch) -> dict[str, Any]:
+        return to_config(
+            AttemptSpec(
+                number=launch.number,
+                attempt=launch.attempt,
+                config=launch.config.to_dict(),
+                study=study_id,
+                folder=str(folder),
+                rungs=config.rungs(),
+                data_dir=str(config.data_dir) if config.data_dir else None,
+                external_dir=str(config.external_dir) if config.external_dir else None,
+                external_fallback=definition.external_fallback,
+                wandb=config.wandb,
+                wandb_project=config.wandb_project,
+                threads=config.cpus_per_trial,
+            )
+        )
+
+    searcher = LedgerSearcher(conductor, to_spec)
+    resources = {"cpu": config.cpus_per_trial, **({"gpu": gpus} if gpus else {})}
+    runs = folder / "ray"
+    shutil.rmtree(runs, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(MedtuneTrial, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=LedgerScheduler(conductor),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{int(time.time())}",
+            storage_path=str(runs),
+            verbose=0,
+            callbacks=[progress.callback()],
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    with _stop_on_signal(searcher, progress):
+        tuner.fit()
+    ray.shutdown()
+    shutil.rmtree(runs, ignore_errors=True)
+    if searcher.stopping:
+        raise KeyboardInterrupt
+
+
+def _slots(config: StudyConfig, gpus: float) -> int:
+    import ray
+
+    have = ray.cluster_resources()
+    fit = int(have.get("CPU", 0) // config.cpus_per_trial)
+    if gpus:
+        fit = min(fit, int(have.get("GPU", 0) / gpus + 1e-9))
+    return min(fit, config.concurrent or fit)
+
+
+def _start_ray() -> None:
+    """Attach to the cluster this runs on, else start Ray for this study on the loopback interface alone."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cluster = os.environ.get("RAY_ADDRESS") or (Path("/tmp/ray/ray_current_cluster").exists() and "auto")
+    if cluster:
+        ray.init(address=cluster, **common)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        # The images travel through files, not through Ray's object store.
+        object_store_memory=100 * 2**20,
+        **common,
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: stop cleanly. Second: at once; the ledger holds all that was reported either way."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if searcher.stopping:
+            raise KeyboardInterrupt
+        searcher.stopping = True
+        progress.say("stopping: running trials go on from their last checkpoint next time")
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def with_preset_fixed(definition: Definition, config: StudyConfig, given: Sequence[str]) -> Definition:
+    """The definition for settings given on the command line: those that would be searched are fixed instead."""
+    space = definition.space.without(given, config.trial)
+    first: list[Settings] = []
+    for settings in definition.first if config.report_first else ():
+        if settings not in first and all(settings.get(k) == getattr(config.trial, k) for k in given if k in settings):
+            first.append(settings)
+    return replace(definition, space=space, first=tuple(first))

@@ -1,0 +1,218 @@
+"""The Ray trainable: one attempt at a trial, in a process that is used again for the next.
+
+`Attempt` does the work and knows nothing of Ray; `MedtuneTrial` is the thin actor round it. An attempt writes into its
+own folder only, and writes its final result there before it reports it.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from medtune.checkpoint import CheckpointStore
+from medtune.config import TrialConfig, WandbMode
+from medtune.data import PairData, limit, load_pair
+from medtune.evaluate import external_test, own_test
+from medtune.search.conductor import Report, attempt_folder, trial_folder
+from medtune.tracking import LocalRecord, WandbRun, read_outcome
+from medtune.training import EpochResult, Fit, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptSpec:
+    """All that an attempt needs, in plain values that travel to its process."""
+
+    number: int
+    attempt: int
+    config: dict[str, Any]
+    study: str
+    folder: str
+    """The study's folder."""
+    rungs: tuple[int, ...]
+    data_dir: str | None
+    external_dir: str | None
+    external_fallback: bool
+    wandb: WandbMode
+    wandb_project: str
+    threads: int
+
+    @property
+    def trials(self) -> Path:
+        return Path(self.folder) / "trials"
+
+
+@functools.lru_cache(maxsize=2)
+def _data(pair: str, native: int, data_dir: str | None, external_dir: str | None, fallback: bool) -> PairData:
+    """The pair, kept between the trials of a process."""
+    folder, external = (Path(p) if p else None for p in (data_dir, external_dir))
+    return load_pair(pair, native_size=native, data_dir=folder, external_dir=external, external_fallback=fallback)
+
+
+class Attempt:
+    """Trains one configuration, tests it at rungs and at the end, and reports after each epoch."""
+
+    def __init__(self, spec: AttemptSpec) -> None:
+        self.spec = spec
+        self.config = TrialConfig.from_dict(spec.config)
+        self.started = time.perf_counter()
+        self.record = LocalRecord(attempt_folder(spec.trials, spec.number, spec.attempt))
+        self.fit: Fit | None = None
+        self.wandb: WandbRun | None = None
+        self.external: dict[str, Any] = {}
+        self.external_epoch = 0
+        self.ended = False
+
+    def next_report(self) -> Report:
+        """Train one more epoch. A trial's own error becomes a `fail` report: it is the trial's, not the machine's."""
+        try:
+            return self._advance()
+        except Exception as error:
+            report = self._report("fail", cause=f"{type(error).__name__}: {error}")
+            self._end(report)
+            return report
+
+    def _advance(self) -> Report:
+        if self.fit is None:
+            self._start()
+        assert self.fit is not None
+        result = next(self.fit, None)
+        if result is None:
+            # The last epoch was trained by an earlier attempt that did not live to test it.
+            return self._complete(None)
+        line = {**result.to_dict(), "attempt": self.spec.attempt}
+        last = result.epoch >= self.config.epochs
+        if result.epoch in self.spec.rungs or last:
+            self._test_external(self.fit)
+        report = self._report("running", result)
+        self.record.epoch({**line, "report": report.to_dict()})
+        if self.wandb:
+            self.wandb.epoch(result.to_dict()["metrics"] | {"epoch": result.epoch, "lr": result.lr})
+        return self._complete(result) if last else report
+
+    def _start(self) -> None:
+        spec = self.spec
+        torch.set_num_threads(spec.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        data = _data(
+            self.config.pair, self.config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback
+        )
+        self.data = limit(data, train_limit=self.config.train_limit, external_limit=self.config.external_limit)
+        self.device = device
+        earlier = [
+            attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt - 1, 0, -1)
+        ]
+        store = CheckpointStore(self.record.folder / "checkpoints", earlier=earlier)
+        self.fit = fit(self.config, self.data, device=device, checkpoints=store, save_at=spec.rungs)
+        for problem in store.problems:
+            self.record.event("checkpoint", message=problem)
+        if spec.wandb != "off":
+            self.wandb = WandbRun(
+                study_id=spec.study,
+                number=spec.number,
+                attempt=spec.attempt,
+                config=self.config.to_dict() | {"number": spec.number, "external_set": self.data.external_name},
+                folder=Path(spec.folder) / "wandb",
+                project=spec.wandb_project,
+                tags=[self.config.model, self.config.optimizer, *(["synthetic"] if self.data.synthetic else [])],
+                mode="offline",
+            )
+
+    def _test_external(self, run: Fit) -> None:
+        """Test the best weights so far, unless these very weights were tested before."""
+        if self.external_epoch == run.best_epoch:
+            return
+        outcome = external_test(run.best_model(), self.config, self.data, self.device)
+        curves = outcome.pop("curves", {})
+        self.external = outcome
+        self.external_epoch = run.best_epoch
+        if self.wandb:
+            self.wandb.external(outcome | {"epoch": run.best_epoch}, curves)
+
+    def _complete(self, result: EpochResult | None) -> Report:
+        assert self.fit is not None
+        self._test_external(self.fit)
+        own = own_test(self.fit.best_model(), self.config, self.data, self.device)
+        own.pop("curves", None)
+        self.external = self.external | own
+        report = self._report("complete", result)
+        self._end(report)
+        return report
+
+    def _report(self, status: Any, result: EpochResult | None = None, cause: str | None = None) -> Report:
+        run = self.fit
+        return Report(
+            number=self.spec.number,
+            attempt=self.spec.attempt,
+            status=status,
+            epoch=result.epoch if result else (self.config.epochs if status == "complete" else 0),
+            value=run.best_value if run else None,
+            best={"epoch": run.best_epoch, **run.best_metrics} if run and run.best_epoch else {},
+            external={"epoch": self.external_epoch, **self.external} if self.external else {},
+            cause=cause,
+            node=socket.gethostname(),
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _end(self, report: Report) -> None:
+        self.ended = True
+        self.record.final(report.to_dict())
+        self._close("FAIL" if report.status == "fail" else "COMPLETE", report)
+
+    def close(self) -> None:
+        """Let go of everything. A trial that did not end by itself was pruned or interrupted."""
+        if not self.ended:
+            self.ended = True
+            outcome = read_outcome(trial_folder(self.spec.trials, self.spec.number))
+            self._close(outcome or "INTERRUPTED", self._report("running"))
+
+    def _close(self, state: str, report: Report) -> None:
+        if self.wandb:
+            self.wandb.finish(state, {f"best/{k}": v for k, v in report.best.items()} | report.external)
+            self.wandb = None
+        if self.fit is not None:
+            self.fit.close()
+            self.fit = None
+
+
+def memory_returned(device_data_bytes: int = 1 << 28) -> bool:
+    """Whether the process gave its device memory back, up to the images it keeps for the next trial."""
+    gc.collect()
+    if not torch.cuda.is_available():
+        return True
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated() <= device_data_bytes
+
+
+class MedtuneTrial(tune.Trainable):
+    """One epoch a step. Starting is left to the first step, so that its errors are the trial's and are reported."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.attempt = Attempt(AttemptSpec(**json.loads(config["spec"])))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in this warm process; refuse, and so be replaced, if memory was not given back."""
+        self.attempt.close()
+        if not memory_returned():
+            return False
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {"report": json.dumps(self.attempt.next_report().to_dict())}
+
+    def cleanup(self) -> None:
+        self.attempt.close()
+
+
+def to_config(spec: AttemptSpec) -> dict[str, str]:
+    """The spec as Tune carries it: one string, so that Tune neither flattens nor copies it field by field."""
+    return {"spec": json.dumps(asdict(spec))}

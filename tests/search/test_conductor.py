@@ -1,0 +1,226 @@
+"""The study's state machine, driven without Ray: launches, reports, losses, resumes."""
+
+import json
+
+import pytest
+
+from medtune.config import StudyConfig, TrialConfig
+from medtune.search.conductor import Conductor, Report, attempt_folder
+from medtune.search.ledger import Ledger
+from medtune.search.space import Real, SearchSpace
+
+SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True))
+
+
+class Bench:
+    """A study whose trials are played by hand."""
+
+    def __init__(self, folder, **settings):
+        self.folder = folder
+        self.config = StudyConfig(**{"trials": 4, "trial": TrialConfig(epochs=5, pair="synthetic")} | settings)
+        self.slots = 2
+        self.reopen()
+
+    def reopen(self):
+        """As after a kill: nothing but what is on disk."""
+        ledger = Ledger.open(self.folder / "ledger.journal", "s", "minimize")
+        self.ended = []
+        self.conductor = Conductor(
+            ledger, self.config, SPACE, self.folder / "trials", slots=lambda: self.slots, on_finish=self.ended.append
+        )
+        return self.conductor.recover()
+
+    def launch(self):
+        launch = self.conductor.next_launch()
+        assert not isinstance(launch, str), launch
+        return launch
+
+    def write(self, report, final=False):
+        """What the trial's process does before it reports."""
+        folder = attempt_folder(self.folder / "trials", report.number, report.attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        if final:
+            (folder / "final.json").write_text(json.dumps(report.to_dict()))
+        else:
+            with open(folder / "epochs.jsonl", "a") as file:
+                file.write(json.dumps({"epoch": report.epoch, "report": report.to_dict()}) + "\n")
+
+    def state(self, number):
+        return Ledger.read(self.folder / "ledger.journal").rows()[number].state
+
+    def run(self, launch, values, start=1):
+        """Report these values epoch by epoch until stopped; returns epochs done."""
+        for epoch, value in enumerate(values, start):
+            last = epoch == self.config.trial.epochs
+            if not self.conductor.report(say(launch, epoch, value, "complete" if last else "running")):
+                return epoch
+        return start + len(values) - 1
+
+
+def say(launch, epoch, value, status="running", **more):
+    return Report(number=launch.number, attempt=launch.attempt, status=status, epoch=epoch, value=value, **more)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def test_never_more_at_a_time_than_slots_nor_more_trials_than_asked(bench):
+    launches = [bench.launch(), bench.launch()]
+    assert bench.conductor.next_launch() == "later"
+    for _ in range(bench.config.trials):
+        bench.run(launches.pop(0), [0.5] * 5)
+        following = bench.conductor.next_launch()
+        if not isinstance(following, str):
+            launches.append(following)
+    assert bench.conductor.next_launch() == "done"
+    assert len(bench.conductor.rows) == bench.config.trials
+
+
+def test_a_row_is_in_the_ledger_before_the_launch(bench):
+    launch = bench.launch()
+    row = Ledger.read(bench.folder / "ledger.journal").rows()[launch.number]
+    assert (row.state, row.attempt) == ("RUNNING", 1)
+    assert row.settings["lr"] == launch.config.lr
+
+
+def test_rungs_prune_at_their_step_and_the_rest_complete(bench):
+    first, second = bench.launch(), bench.launch()
+    assert bench.run(first, [0.5, 0.4, 0.4, 0.4, 0.3]) == 5
+    assert bench.run(second, [0.6, 0.1]) == 1  # worse than the first at rung 1; what came later is never seen
+    rows = Ledger.read(bench.folder / "ledger.journal").rows()
+    assert [(r.state, r.epoch, r.value) for r in rows] == [("COMPLETE", 5, 0.3), ("PRUNED", 1, 0.6)]
+    assert [r.number for r in bench.ended] == [0, 1]
+
+
+def test_a_failure_has_its_cause_and_no_value(bench):
+    launch = bench.launch()
+    assert not bench.conductor.report(say(launch, 1, None, "fail", cause="TrainingDiverged: loss is nan"))
+    row = bench.conductor.rows[0]
+    assert (row.state, row.cause, row.value) == ("FAIL", "TrainingDiverged: loss is nan", None)
+
+
+def test_reports_of_another_attempt_are_refused(bench):
+    old = bench.launch()
+    bench.conductor.lost(old, "gone")
+    new = bench.launch()
+    assert (new.number, new.attempt) == (old.number, 2)
+    assert not bench.conductor.report(say(old, 5, 0.0, "complete"))
+    assert bench.state(0) == "RUNNING"
+    bench.run(new, [0.5] * 5)
+    assert bench.conductor.rows[0].value == 0.5
+
+
+def test_machine_faults_have_their_own_budget(tmp_path):
+    bench = Bench(tmp_path, machine_faults=2, trials=1)
+    for _ in range(3):
+        bench.conductor.lost(bench.launch(), "node died")
+    row = bench.conductor.rows[0]
+    assert row.state == "FAIL" and "died 3 times, last: node died" in row.cause
+    assert bench.conductor.next_launch() == "done"
+
+
+def test_killed_driver_goes_on_with_the_same_trials(bench):
+    first, second = bench.launch(), bench.launch()
+    bench.conductor.report(say(first, 1, 0.5))
+    settings = [bench.conductor.rows[n].settings for n in (0, 1)]
+    notes = bench.reopen()
+    assert len(notes) == 2
+    again = [bench.launch(), bench.launch()]
+    assert [(a.number, a.attempt) for a in again] == [(0, 2), (1, 2)]
+    assert [a.config for a in again] == [first.config, second.config]
+    assert [bench.conductor.rows[n].settings for n in (0, 1)] == settings
+
+
+def test_a_result_written_but_not_heard_counts_once(bench):
+    launch = bench.launch()
+    for epoch in range(1, 5):
+        report = say(launch, epoch, 0.5)
+        bench.write(report)
+        bench.conductor.report(report)
+    bench.write(say(launch, 5, 0.4, "complete"), final=True)
+    bench.reopen()
+    assert bench.conductor.rows[0].state == "COMPLETE" and bench.conductor.rows[0].value == 0.4
+    assert bench.launch().number == 1, "the finished trial is not run twice"
+
+
+def test_epochs_written_but_not_heard_pass_through_their_rungs(bench):
+    good, poor = bench.launch(), bench.launch()
+    bench.run(good, [0.1, 0.1])
+    bench.write(say(poor, 1, 0.9))
+    bench.reopen()
+    assert bench.state(poor.number) == "PRUNED"
+
+
+def test_an_older_attempts_folder_is_not_heard(bench):
+    old = bench.launch()
+    bench.conductor.lost(old, "gone")
+    bench.launch()
+    bench.write(say(old, 5, 0.0, "complete"), final=True)
+    bench.reopen()
+    assert bench.state(0) == "RUNNING"
+
+
+def test_rungs_are_rebuilt_from_the_ledger(tmp_path):
+    values = [0.5, 0.6, 0.4, 0.45, 0.3, 0.7, 0.2, 0.35]
+
+    def outcome(folder, interrupt):
+        folder.mkdir()
+        bench = Bench(folder, trials=len(values))
+        bench.slots = 1
+        for value in values:
+            bench.run(bench.launch(), [value] * 5)
+            if interrupt:
+                bench.reopen()
+        return [(r.state, r.epoch, r.params) for r in Ledger.read(folder / "ledger.journal").rows()]
+
+    straight = outcome(tmp_path / "a", False)
+    assert straight == outcome(tmp_path / "b", True)
+    assert {"PRUNED", "COMPLETE"} == {state for state, *_ in straight}
+
+
+def test_a_decision_made_before_the_kill_stands(bench):
+    good, poor = bench.launch(), bench.launch()
+    bench.run(good, [0.1])
+    bench.conductor.ledger.record_epoch(poor.number, 1, 0.9)
+    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False)  # killed before the row was ended
+    bench.reopen()
+    assert bench.state(poor.number) == "PRUNED"
+
+
+def test_killed_while_asking_leaves_no_zombie(bench):
+    bench.conductor.ledger.study.ask()  # a row without settings, as when the driver dies inside ask
+    bench.reopen()
+    launch = bench.launch()
+    assert launch.number == 0 and 1e-4 <= launch.config.lr <= 1e-2
+
+
+def test_a_torn_last_line_of_the_ledger_is_dropped(bench):
+    bench.run(bench.launch(), [0.5] * 5)
+    path = bench.folder / "ledger.journal"
+    with open(path, "ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    bench.reopen()
+    assert bench.conductor.rows[0].state == "COMPLETE"
+    bench.run(bench.launch(), [0.5])
+    assert len(Ledger.read(path).rows()) == 2
+
+
+def test_settings_to_try_first_come_first_and_only_once(bench):
+    bench.conductor.first = ({"lr": 1e-3}, {"lr": 2e-3})
+    assert bench.launch().config.lr == 1e-3
+    bench.reopen()
+    bench.conductor.first = ({"lr": 1e-3}, {"lr": 2e-3})
+    assert [bench.launch().config.lr, bench.launch().config.lr] == [1e-3, 2e-3]
+
+
+def test_each_trial_has_a_seed_of_its_own(bench):
+    assert bench.launch().config.seed != bench.launch().config.seed
+
+
+def test_undefined_metric_in_every_epoch_is_a_failure(bench):
+    launch = bench.launch()
+    bench.config.trial.selection
+    bench.conductor.report(say(launch, 5, None, "complete"))
+    assert bench.conductor.rows[0].state == "FAIL" and "undefined" in bench.conductor.rows[0].cause
