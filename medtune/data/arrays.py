@@ -39,14 +39,15 @@ def decoded(
     and written to the first that is writable; processes that need the same one wait for the first to make it.
     Arrays are mapped copy-on-write: writable, yet the file never changes.
     """
-    family = f"{label}-{_short(str(source.resolve()))}"
-    entry = f"{family}-{_short(json.dumps([_LAYOUT, *map(str, stamp)]))}"
+    family = f"{label}-{short(str(source.resolve()))}"
+    entry = f"{family}-{short(json.dumps([_LAYOUT, *map(str, stamp)]))}"
     for folder in folders:
         if (found := _read(folder / entry)) is not None:
             return found
-    folder = next((f for f in folders if is_writable(f)), None)
-    if folder is None:
+    writable = [folder for folder in folders if is_writable(folder)]
+    if not writable:
         return build()
+    folder = writable[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{family}.lock"):
@@ -55,7 +56,7 @@ def decoded(
             fresh = build()
             _write(fresh, folder, entry, family)
     except OSError as error:
-        raise DataError(f"cannot keep decoded images in {folder}: {error}. Free space there or set --data-dir") from None
+        raise DataError(f"cannot keep decoded images in {folder} ({error}): free space or set --data-dir") from None
     return _read(folder / entry) or fresh
 
 
@@ -65,8 +66,18 @@ def stamp_of(path: Path) -> tuple[str, int, int]:
     return path.name, status.st_size, status.st_mtime_ns
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A name for `text` that is fit for files."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as part:
+        part.write(text)
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, path)
 
 
 def _read(entry: Path) -> Decoded | None:

@@ -21,7 +21,6 @@ SIDE = 256
 CLASSES = ("NORMAL", "PNEUMONIA")
 """Folder names by label."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def read(folder: Path, caches: Sequence[Path], command: str) -> Decoded:
-    """Arrays `images` uint8 (N, 1, 256, 256) and `labels`; facts `digest`, `resized`, `converted`, `names`.
+    """Arrays `images` uint8 (N, 1, 256, 256) and `labels`; facts `digest`, `resized` (names), `converted` (number).
 
     Raises DataError where the layout is not there, a class is empty, or images cannot be read (all are named).
     """
@@ -85,7 +84,7 @@ def decode(members: Sequence[Member]) -> Decoded:
     changes = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
     facts = {
         "digest": digest(Split(images, labels)),
-        "resized": sum(resized for resized, _ in changes),
+        "resized": [m.name for m, (resized, _) in zip(members, changes, strict=True) if resized],
         "converted": sum(converted for _, converted in changes),
     }
     return Decoded({"images": images, "labels": labels}, facts)
@@ -98,7 +97,7 @@ def _decode_into(member: Member, out: NDArray[np.uint8]) -> tuple[bool, bool] | 
             converted = image.mode != "L"
             grey = to_grey(image)
         resized = grey.size != (SIDE, SIDE)
-        out[:] = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR) if resized else grey
+        out[:] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR) if resized else grey)
     except Exception as error:  # decoders raise what they like for broken files: OSError, SyntaxError, struct.error...
         return f"{type(error).__name__}: {error}"
     return resized, converted
@@ -112,8 +111,8 @@ def to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def listing(names: Iterable[str]) -> str:
-    """All of a few names, the first of many and their number."""
+def listing(names: Iterable[str], most: int = 20) -> str:
+    """All of a few names; the first of many, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -51,7 +51,7 @@ def _medmnist_info() -> dict[str, Any]:
     # Read, not imported: importing medmnist loads torch and makes a folder in the user's home.
     spec = importlib.util.find_spec("medmnist")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("the medmnist package, which holds the files' addresses, is not installed: pip install medmnist")
+        raise DataError("the medmnist package, which has the files' addresses, is not installed: pip install medmnist")
     text = (Path(spec.submodule_search_locations[0]) / "info.py").read_text(encoding="utf-8")
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "INFO":
@@ -68,7 +68,7 @@ def read(folder: Path, native_size: int, caches: list[Path]) -> tuple[dict[str, 
         raise DataError(
             f"{path} is missing: PneumoniaMNIST at {native_size} px, MD5 {wanted.md5}. Get it with `{wanted.command}`"
         )
-    found = decoded(path, [stamp_of(path)], lambda: _decode(path, wanted), caches, path.stem)
+    found = decoded(path, [stamp_of(path)], lambda: decode(path, wanted), caches, path.stem)
     splits = {name: Split(found.arrays[f"{name}_images"], found.arrays[f"{name}_labels"]) for name in SPLITS}
     warnings = []
     if found.facts["md5"] != wanted.md5:
@@ -79,14 +79,18 @@ def read(folder: Path, native_size: int, caches: list[Path]) -> tuple[dict[str, 
     return splits, found.facts["digests"], warnings
 
 
-def _decode(path: Path, wanted: Source) -> Decoded:
+def decode(path: Path, wanted: Source) -> Decoded:
+    """Arrays `train_images` uint8 (N, 1, H, W), `train_labels` int64 (N,), ...; facts `md5`, `digests`. DataError."""
     arrays, digests = {}, {}
-    with open(path, "rb") as file:
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
     way_out = f"The official file has MD5 {wanted.md5}, this one {md5}. Remove it and run `{wanted.command}`"
     try:
-        with np.load(path) as file:
-            content = {name: file[name] for name in file.files}
+        with np.load(path) as npz:
+            content = {name: npz[name] for name in npz.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable npz file ({error}). {way_out}") from None
     for name in SPLITS:

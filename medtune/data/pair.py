@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,3 +117,27 @@ def _stratified(labels: NDArray[np.int64], total: int, classes: int) -> list[int
     while sum(shares) > total:
         shares[max(range(classes), key=lambda c: (shares[c] - exact[c], shares[c]))] -= 1
     return shares
+
+
+Verdict = Literal["ok", "note", "missing", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `medtune data check` found out about one file or folder."""
+
+    file: str
+    found: str
+    expected: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where files are looked for: what names it, where it is, what is there, and whether it is used."""
+
+    what: str
+    named_by: str
+    path: str
+    found: str
+    used: bool

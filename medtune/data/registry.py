@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 from medtune.data import pairs
-from medtune.data.pair import PairData
+from medtune.data.pair import Finding, PairData, Place
 from medtune.errors import DataError, unknown
+
+Urls = Mapping[str, Sequence[str]]
+"""Addresses by file name, in place of the published ones: mirrors, and tests."""
 
 NATIVE_SIZES = (28, 64, 128, 224)
 
@@ -19,7 +23,17 @@ class Pair(Protocol):
 
     def load(
         self, *, native_size: int, data_dir: Path | None, external_dir: Path | None, external_fallback: bool
-    ) -> PairData: ...
+    ) -> PairData:
+        """The pair's images; see `load_pair`."""
+
+    def get(self, *, native_size: int, data_dir: Path | None, urls: Urls | None) -> Iterator[str]:
+        """Download what is missing and verify it; yields what was done. Raises DataError when all is tried."""
+
+    def check(self, *, native_size: int, data_dir: Path | None, external_dir: Path | None) -> list[Finding]:
+        """Verify every file in full, without caches."""
+
+    def where(self, *, data_dir: Path | None, external_dir: Path | None) -> list[Place]:
+        """The places that are looked at, in order."""
 
 
 def available_pairs() -> tuple[str, ...]:
