@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medtune.config import TrialConfig
@@ -30,6 +31,8 @@ from medtune.errors import CheckpointError
 KEEP_LAST = 2
 NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit"})
 """Settings that may change between attempts: training does not depend on them."""
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+"""Suffixes of published weights that torch.load reads."""
 _KEY = "medtune"
 _DIGEST = "sha256"
 _FORMAT = 1
@@ -84,7 +87,8 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from error
         if snapshot.best_epoch != self._best_here:
-            write(self._path("best", snapshot.best_epoch), snapshot.best, {**about, "kind": "best"})
+            best = {**about, "kind": "best", "epoch": snapshot.best_epoch}
+            write(self._path("best", snapshot.best_epoch), snapshot.best, best)
             self._best_here = snapshot.best_epoch
         tensors = {f"model.{name}": tensor for name, tensor in snapshot.model.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in snapshot.optimizer.items()}
@@ -129,19 +133,13 @@ class CheckpointStore:
         for path in tuple(kept):
             with contextlib.suppress(CheckpointError):
                 kept.add(self._path("best", describe(path)["best_epoch"]))
-        for kind in ("last", "best"):
-            for _, path in _files(self.folder, kind):
-                if path not in kept:
-                    path.unlink(missing_ok=True)
+        _delete(self.folder, kept)
 
 
 def discard(folder: Path, *, keep_best: bool) -> None:
     """Delete the checkpoints in a folder, all or all but the best weights."""
     best = best_file(folder) if keep_best else None
-    for kind in ("last", "best"):
-        for _, path in _files(folder, kind):
-            if path != best:
-                path.unlink(missing_ok=True)
+    _delete(folder, {best} if best else set())
 
 
 def best_file(folder: Path) -> Path | None:
@@ -185,16 +183,67 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def describe(path: Path) -> dict[str, Any]:
     """Metadata of one of our files, unverified: kind, epoch, best_epoch, config, fingerprint, progress."""
-    return json.loads(_metadata(path)[_KEY])
+    try:
+        return json.loads(_metadata(path)[_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def load_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A model's weights by name, and our metadata, from any checkpoint; no code in it is run.
+
+    path: one of our files (or a folder of them: its best weights), or a published .safetensors, .pth, .pt, .ckpt or
+    .bin, whose contents come back as they are, without metadata. Raises CheckpointError when missing, damaged, of
+    another kind, or when it holds more than tensors and plain values.
+    """
+    if path.is_dir():
+        best = best_file(path)
+        if best is None:
+            raise CheckpointError(f"folder {path} holds no best-*.safetensors")
+        path = best
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if path.suffix in PICKLED:
+        return _load_pickled(path), None
+    if path.suffix != ".safetensors":
+        known = ", ".join((".safetensors", *PICKLED))
+        raise CheckpointError(f"checkpoint {path} is of an unknown type {path.suffix!r}. Known: {known}")
+    if _KEY not in _header(path):
+        return load_file(path), None
+    tensors, about = read(path)
+    if about["kind"] == "last":
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    return tensors, about
+
+
+def _load_pickled(path: Path) -> dict[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make the unpickler raise nearly anything
+        named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named is None:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
+        raise CheckpointError(
+            f"checkpoint {path} holds {named[1]}, which only running its code would load: refused. "
+            "Where you trust it, save its state_dict alone again: torch.save(model.state_dict(), ...)"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"checkpoint {path} holds a {type(found).__name__}, not weights by name")
+    return found
+
+
+def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
         raise CheckpointError(f"checkpoint {path} is {what}") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    metadata = _header(path)
     if _KEY not in metadata:
         raise CheckpointError(f"{path} was not written by medtune: its header says nothing of a trial")
     return metadata
@@ -240,6 +289,15 @@ def _require_same(path: Path, snapshot: Snapshot, config: TrialConfig, fingerpri
         raise CheckpointError(
             f"checkpoint {path} is of another trial: {'; '.join(changed)}. Continue with its settings, or start anew"
         )
+
+
+def _delete(folder: Path, kept: set[Path]) -> None:
+    for kind in ("last", "best"):
+        for _, path in _files(folder, kind):
+            if path not in kept:
+                # A file that cannot be deleted costs room, not the trial.
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _files(folder: Path, kind: str) -> list[tuple[int, Path]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medtune import metrics
+from medtune import metrics, models
+from medtune.checkpoint import load_weights
 from medtune.config import Precision, TrialConfig
-from medtune.data import PairData, Split
-from medtune.errors import MedtuneError
+from medtune.data import PairData, Split, limit, load_pair
+from medtune.errors import CheckpointError, MedtuneError
 
 BOOTSTRAP_SEED = 0
 """One seed for all trials: their intervals come from the same resamples."""
@@ -146,3 +148,76 @@ def own_test(model: nn.Module, config: TrialConfig, data: PairData, device: torc
     logits = predict(model, data.test, config.image_size, device, config.precision)
     found = figures(logits, data.test.labels, "test", loss=True, resamples=config.resamples)
     return {"test/n": len(data.test.labels), **found}
+
+
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    model: str | None = None,
+    pair: str | None = None,
+    native_size: int | None = None,
+    image_size: int | None = None,
+    data_dir: Path | None = None,
+    external_dir: Path | None = None,
+    external_limit: int | None = None,
+    resamples: int = 1000,
+    precision: Precision = "auto",
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """All figures of a checkpoint, ours or published: `val/*`, `test/*`, `external/*`, `external_matched/*`, "curves".
+
+    Ours know their model, pair and sizes; published weights need `model` (the rest: 224 px, pneumoniamnist-cpn, 28 px).
+    All external images are tested unless `external_limit` says less. Raises CheckpointError for a file that cannot be
+    read or is of another model, DataError for data that are missing.
+    """
+    path = Path(path)
+    device = device or default_device()
+    weights, about = load_weights(path)
+    config = _config_of(path, about, model)
+    given = {"pair": pair, "native_size": native_size, "image_size": image_size}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = config.replace(**changes, external_limit=external_limit, resamples=resamples, precision=precision)
+    data = load_pair(config.pair, native_size=config.native_size, data_dir=data_dir, external_dir=external_dir)
+    data = limit(data, train_limit=None, external_limit=external_limit)
+    network = models.build(config.model, num_classes=len(data.classes), in_channels=3)
+    try:
+        models.load_published(network, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} as {config.model}: {error}") from error
+    network = network.to(device)
+    logits = predict(network, data.val, config.image_size, device, precision)
+    return {
+        "checkpoint": str(path),
+        "model": config.model,
+        "epoch": about["epoch"] if about else None,
+        "pair": data.name,
+        "native_size": config.native_size,
+        "image_size": config.image_size,
+        "precision": resolve_precision(precision, device),
+        "synthetic": data.synthetic,
+        "warnings": [*data.warnings, *_other_data(about, config, data)],
+        "val/n": len(data.val.labels),
+        **figures(logits, data.val.labels, "val", loss=True, resamples=resamples),
+        **own_test(network, config, data, device),
+        **external_test(network, config, data, device),
+    }
+
+
+def _config_of(path: Path, about: dict[str, Any] | None, model: str | None) -> TrialConfig:
+    if about is None:
+        if model is None:
+            names = ", ".join(models.available())
+            raise CheckpointError(f"{path} does not say which model it is of: name it with --model (one of {names})")
+        return TrialConfig(model=model)
+    config = TrialConfig.from_dict(about["config"])
+    if model not in (None, config.model):
+        raise CheckpointError(f"{path} is of model {config.model}, not {model}: leave --model out")
+    return config
+
+
+def _other_data(about: dict[str, Any] | None, config: TrialConfig, data: PairData) -> list[str]:
+    if about is None or config.pair != about["config"]["pair"] or config.native_size != about["config"]["native_size"]:
+        return []
+    if about["fingerprint"].get("val") == data.fingerprint.get("val"):
+        return []
+    return ["the validation images are not those that this checkpoint was selected on"]

@@ -143,6 +143,8 @@ class Fit(Iterator[EpochResult]):
         if checkpoints is not None:
             self._resume(checkpoints)
         self.start_epoch = self.epoch + 1
+        if self.start_epoch > config.epochs:
+            self.save()  # nothing is left to train, and the weights may lie with an earlier attempt alone
 
     @property
     def epoch(self) -> int:
