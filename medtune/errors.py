@@ -18,6 +18,10 @@ class DataError(MedtuneError):
     """Data that are missing, damaged or not what they should be."""
 
 
+class DataMissing(DataError):
+    """Data that are not there at all, as against damaged ones."""
+
+
 class CheckpointError(MedtuneError):
     """A checkpoint that is missing, damaged or of another model."""
 

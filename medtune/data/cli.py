@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medtune.data.registry import Urls, available_pairs, pair
+from medtune.data.registry import Urls, available_pairs
+from medtune.data.registry import pair as by_name
 
 DEFAULT_PAIR = "pneumoniamnist-cpn"
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red", "broken": "red"}
@@ -17,7 +18,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "missing": "red", "broken": "red"}
 
 def get(
     *,
-    pair_name: str = DEFAULT_PAIR,
+    pair: str = DEFAULT_PAIR,
     native_size: int = 28,
     data_dir: Path | None = None,
     urls: Urls | None = None,
@@ -26,30 +27,30 @@ def get(
 
     Raises DataError (`medtune.data.download.Unreachable` where no server answers).
     """
-    for line in pair(pair_name).get(native_size=native_size, data_dir=data_dir, urls=urls):
+    for line in by_name(pair).get(native_size=native_size, data_dir=data_dir, urls=urls):
         _print(line)
 
 
 def check(
     *,
-    pair_name: str = DEFAULT_PAIR,
+    pair: str = DEFAULT_PAIR,
     native_size: int = 28,
     data_dir: Path | None = None,
     external_dir: Path | None = None,
 ) -> bool:
     """Read and verify a pair's files in full and print a table; False where something is missing or broken."""
-    findings = pair(pair_name).check(native_size=native_size, data_dir=data_dir, external_dir=external_dir)
+    findings = by_name(pair).check(native_size=native_size, data_dir=data_dir, external_dir=external_dir)
     rows = [(f.file, f.found, f.expected, f.verdict) for f in findings]
     _table(("file", "found", "expected", "verdict"), rows)
     return all(f.verdict in ("ok", "note") for f in findings)
 
 
 def where(
-    *, pair_name: str | None = None, data_dir: Path | None = None, external_dir: Path | None = None
+    *, pair: str | None = None, data_dir: Path | None = None, external_dir: Path | None = None
 ) -> None:
     """Print where data are looked for, in order, what is there, and which place is used."""
-    for name in [pair_name] if pair_name else available_pairs():
-        places = pair(name).where(data_dir=data_dir, external_dir=external_dir)
+    for name in [pair] if pair else available_pairs():
+        places = by_name(name).where(data_dir=data_dir, external_dir=external_dir)
         rows = [(p.what, p.named_by, p.path, p.found, "yes" if p.used else "") for p in places]
         _table(("what", "named by", "path", "found", "used"), rows, title=f"pair {name}")
 

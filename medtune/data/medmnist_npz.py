@@ -16,7 +16,7 @@ import numpy as np
 
 from medtune.data.arrays import Decoded, decoded, stamp_of
 from medtune.data.pair import Split, class_counts, digest
-from medtune.errors import DataError
+from medtune.errors import DataError, DataMissing
 
 SPLITS = ("train", "val", "test")
 COUNTS = {"train": (1214, 3494), "val": (135, 389), "test": (234, 390)}
@@ -65,7 +65,7 @@ def read(folder: Path, native_size: int, caches: list[Path]) -> tuple[dict[str, 
     wanted = source(native_size)
     path = folder / wanted.file
     if not path.is_file():
-        raise DataError(
+        raise DataMissing(
             f"{path} is missing: PneumoniaMNIST at {native_size} px, MD5 {wanted.md5}. Get it with `{wanted.command}`"
         )
     found = decoded(path, [stamp_of(path)], lambda: decode(path, wanted), caches, path.stem)

@@ -34,7 +34,7 @@ def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     if images.is_cuda and not drawn.is_cuda:
         drawn = drawn.pin_memory()
     drawn = drawn.to(images.device, non_blocking=True)
-    return _normalise(resized_crop(images, drawn[:, :4], drawn[:, 4] > 0, size))
+    return _three_channels(resized_crop(_normalised(images), drawn[:, :4], drawn[:, 4] > 0, size))
 
 
 def sample_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -43,16 +43,16 @@ def sample_boxes(count: int, height: int, width: int, generator: torch.Generator
     The distribution of torchvision's RandomResizedCrop with its default scale and ratio: up to ten draws until a box
     fits, else the largest centred box with an allowed ratio.
     """
-    draws = torch.rand(4, count, _TRIES, generator=generator, device=generator.device, dtype=torch.float64)
-    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[0])
+    draws = torch.rand(count, 2 * _TRIES + 2, generator=generator, device=generator.device, dtype=torch.float64)
+    area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draws[:, :_TRIES])
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
-    ratio = torch.exp(low + (high - low) * draws[1])
+    ratio = torch.exp(low + (high - low) * draws[:, _TRIES : 2 * _TRIES])
     widths, heights = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     w, h = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
-    top = torch.floor(draws[2, :, 0] * (height - h + 1))
-    left = torch.floor(draws[3, :, 0] * (width - w + 1))
+    top = torch.floor(draws[:, -2] * (height - h + 1))
+    left = torch.floor(draws[:, -1] * (width - w + 1))
     boxes = torch.stack([top, left, h, w], dim=1)
     fallback = torch.tensor(_centred_box(height, width), dtype=boxes.dtype, device=boxes.device)
     return torch.where(fits.any(dim=1, keepdim=True), boxes, fallback).to(torch.int32)
@@ -70,7 +70,7 @@ def _centred_box(height: int, width: int) -> tuple[int, int, int, int]:
 def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
     """Cut `boxes` (B, 4: top, left, height, width) out of images (B, C, H, W), resize, mirror where `flips` (B,).
 
-    Returns float32 (B, C, size, size) in the images' own grey levels.
+    Returns float32 (B, C, size, size) in the images' own units.
     """
     top, left, height, width = boxes.to(torch.float32).unbind(1)
     rows = _interpolation(top, height, images.shape[-2], size)  # (B, size, H)
@@ -102,7 +102,7 @@ def prepare(images: Tensor, size: int) -> Tensor:
     images: uint8 (B, C, H, W) with C 1 or 3. Returns float32 (B, 3, size, size) in [-1, 1] on the images' device.
     """
     _require_images(images)
-    return _normalise(_resize(images, size))
+    return _three_channels(_resize(_normalised(images), size))
 
 
 def match_resolution(images: Tensor, native_size: int) -> Tensor:
@@ -114,19 +114,22 @@ def match_resolution(images: Tensor, native_size: int) -> Tensor:
     if max(images.shape[-2:]) <= native_size:
         return images
     chunk = max(1, _CHUNK_PIXELS // math.prod(images.shape[1:]))
-    parts = [_resize(part, native_size).round().clamp(0, 255).to(torch.uint8) for part in images.split(chunk)]
-    return torch.cat(parts)
+    parts = (_resize(part.to(torch.float32), native_size) for part in images.split(chunk))
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    levels = images.to(torch.float32)
-    if images.shape[-2:] == (size, size):
+def _resize(levels: Tensor, size: int) -> Tensor:
+    if levels.shape[-2:] == (size, size):
         return levels
     return F.interpolate(levels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _normalise(levels: Tensor) -> Tensor:
-    images = levels / 127.5 - 1
+def _normalised(images: Tensor) -> Tensor:
+    """Grey levels 0 to 255 as -1 to 1. Weights of an interpolation sum to 1, so before it is as good as after it."""
+    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+
+def _three_channels(images: Tensor) -> Tensor:
     return images if images.shape[1] == 3 else images.repeat(1, 3, 1, 1)
 
 

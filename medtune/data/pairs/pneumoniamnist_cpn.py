@@ -11,7 +11,7 @@ from medtune.data.arrays import Decoded
 from medtune.data.folders import EXTERNAL_VARIABLE, data_folder, data_places, decoded_folders, external_folder
 from medtune.data.pair import Finding, PairData, Place, Split, class_counts
 from medtune.data.registry import Urls
-from medtune.errors import DataError
+from medtune.errors import DataError, DataMissing
 
 NAME = "pneumoniamnist-cpn"
 
@@ -30,7 +30,7 @@ def load(
             "The external test runs on PneumoniaMNIST's own test split: its figures say nothing about CPN X-ray"
         )
     elif found is None:
-        raise DataError(f"{_missing_external(data_dir, external_dir)} {_external_way_out(data_dir)}")
+        raise DataMissing(f"{_missing_external(data_dir, external_dir)} {_external_way_out(data_dir)}")
     else:
         external = read_external(found, data_folder(data_dir), caches)
     return PairData(

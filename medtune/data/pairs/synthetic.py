@@ -85,8 +85,6 @@ def generate(seed: int = 0, native_size: int = 28) -> PairData:
         labels = rng.permutation(np.repeat(np.arange(2), counts))
         outside = name == "external"
         images = draw(labels, EXTERNAL_SIDE if outside else native_size, OUTSIDE if outside else TRAINING, rng)
-        for array in (images, labels):
-            array.flags.writeable = False
         splits[name] = Split(images, labels)
     return PairData(
         name=NAME,
