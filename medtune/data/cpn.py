@@ -2,7 +2,7 @@
 
 Verified means: decoded from the published archive, a zip that holds an inner zip of the published name, with exactly
 1626 COVID, 1802 NORMAL and 1800 PNEUMONIA images of 256x256, and the inner zip's SHA-256 equal to the one recorded on
-first use (and to the publisher's own, where `medtune data get` could ask for it). A folder is verified only if its
+first use (and to the publisher's own, where `medtune data get` can ask for it). A folder is verified only if its
 images equal, pixel for pixel and in order, those of an archive verified before; right counts alone do not do.
 
 Nothing is unpacked under a name from the archive: the inner zip is copied into an unnamed temporary file and images
@@ -29,7 +29,7 @@ from PIL import Image
 
 from medtune.data import image_folder
 from medtune.data.arrays import Decoded, decoded, short, stamp_of, write_text
-from medtune.data.folders import is_writable, user_folder
+from medtune.data.folders import AGENT, get_command, is_writable, user_folder
 from medtune.data.image_folder import CLASSES, EXTENSIONS, SIDE, Member
 from medtune.errors import DataError
 
@@ -44,7 +44,6 @@ URLS = (
     "https://prod-dcd-datasets-cache-zipfiles.s3.eu-west-1.amazonaws.com/dvntn9yhd2-1.zip",
 )
 LISTING = "https://data.mendeley.com/public-api/datasets/dvntn9yhd2/files?folder_id=root&version=1"
-GET = "medtune data get --pair pneumoniamnist-cpn"
 EXPECTED = "1626 COVID, 1802 NORMAL and 1800 PNEUMONIA images of 256x256"
 _LARGEST_IMAGE = 64 << 20
 _BROKEN = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -166,7 +165,8 @@ def _wrong_size(members: Sequence[Member]) -> list[str]:
 
 
 def _way_out(archive: Path) -> str:
-    return f"Remove it and run `{GET}`, or download it from {PAGE} and put it at {archive.with_name(FILE)}"
+    command, place = get_command(archive.parent), archive.with_name(FILE)
+    return f"Remove it and run `{command}`, or download it from {PAGE} and put it at {place}"
 
 
 def record_path(archive: Path) -> Path:
@@ -216,10 +216,10 @@ def _load_record(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}, the record of CPN X-ray's digests, cannot be read ({error}): remove it") from None
 
 
-def published_sha256(listing: str = LISTING, timeout: float = 10.0) -> str | None:
+def published_sha256(listing: str | None = None, timeout: float = 10.0) -> str | None:
     """The inner zip's SHA-256 as the publisher lists it; None where it cannot be had."""
     try:
-        answer = requests.get(listing, headers={"User-Agent": "Mozilla/5.0 (compatible; medtune)"}, timeout=timeout)
+        answer = requests.get(listing or LISTING, headers={"User-Agent": AGENT}, timeout=timeout)
         answer.raise_for_status()
         names = {file["filename"]: file["content_details"]["sha256_hash"] for file in answer.json()}
         return str(names[INNER]).lower()

@@ -17,11 +17,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from medtune.data.folders import is_writable
+from medtune.data.folders import AGENT, is_writable
 from medtune.errors import DataError
 
-# Mendeley Data answers 403 to user agents that do not look like a browser's.
-_HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; medtune)", "Accept-Encoding": "identity"}
+_HEADERS = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _BLOCK = 1 << 18
 
@@ -108,13 +107,10 @@ def _from_any(urls: Sequence[str], target: Path, verify: Verify, effort: Effort)
         part.path.replace(target)
         part.tag.unlink(missing_ok=True)
         return url
-    kept = f" {part.size()} bytes are kept and the next try continues there." if part.size() else ""
+    kept = f"{part.size()} bytes are kept and the next try continues there. " if part.size() else ""
     kind = Unreachable if all(isinstance(error, Unreachable) for _, error in failures) else DataError
     reasons = "\n  ".join(f"{url}: {error}" for url, error in failures)
-    raise kind(
-        f"{target.name} cannot be downloaded:\n  {reasons}\n{kept.lstrip()} "
-        f"Or download it elsewhere and put it at {target}".lstrip()
-    )
+    raise kind(f"{target.name} cannot be downloaded:\n  {reasons}\n{kept}Or get it elsewhere and put it at {target}")
 
 
 class _Part:

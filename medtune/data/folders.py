@@ -10,6 +10,7 @@ import platformdirs
 
 DATA_VARIABLE = "MEDTUNE_DATA"
 EXTERNAL_VARIABLE = "MEDTUNE_EXTERNAL_DIR"
+AGENT = "Mozilla/5.0 (compatible; medtune)"  # Mendeley Data answers 403 to agents that look like no browser
 
 
 def user_folder() -> Path:
@@ -26,9 +27,9 @@ def data_places(data_dir: Path | None = None) -> list[tuple[str, Path]]:
     """What is looked at for the data folder, in order, as (what says so, folder); the first one counts."""
     places: list[tuple[str, Path]] = []
     if data_dir is not None:
-        places.append(("--data-dir", Path(data_dir).expanduser()))
+        places.append(("--data-dir", Path(data_dir).expanduser().absolute()))
     if named := os.environ.get(DATA_VARIABLE):
-        places.append((f"${DATA_VARIABLE}", Path(named).expanduser()))
+        places.append((f"${DATA_VARIABLE}", Path(named).expanduser().absolute()))
     places.append(("user cache folder", user_folder() / "data"))
     return places
 
@@ -36,9 +37,17 @@ def data_places(data_dir: Path | None = None) -> list[tuple[str, Path]]:
 def external_folder(external_dir: Path | None = None) -> Path | None:
     """Folder in the external set's layout: `external_dir`, else $MEDTUNE_EXTERNAL_DIR, else None (the archive)."""
     if external_dir is not None:
-        return Path(external_dir).expanduser()
+        return Path(external_dir).expanduser().absolute()
     named = os.environ.get(EXTERNAL_VARIABLE)
-    return Path(named).expanduser() if named else None
+    return Path(named).expanduser().absolute() if named else None
+
+
+def get_command(folder: Path, native_size: int = 28) -> str:
+    """The command that downloads PneumoniaMNIST at this size and CPN X-ray into `folder`."""
+    command = "medtune data get --pair pneumoniamnist-cpn"
+    if native_size != 28:
+        command += f" --native-size {native_size}"
+    return command if folder == data_folder() else f"{command} --data-dir {folder}"
 
 
 def is_writable(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medtune.data.arrays import Decoded, decoded, stamp_of
+from medtune.data.folders import data_folder, get_command
 from medtune.data.pair import Split, digest
 from medtune.errors import DataError
 
@@ -40,7 +41,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in CLASSES if name in found}
 
 
-def read(folder: Path, caches: Sequence[Path], command: str) -> Decoded:
+def read(folder: Path, caches: Sequence[Path]) -> Decoded:
     """Arrays `images` uint8 (N, 1, 256, 256) and `labels`; facts `digest`, `resized` (names), `converted` (number).
 
     Raises DataError where the layout is not there, a class is empty, or images cannot be read (all are named).
@@ -50,14 +51,14 @@ def read(folder: Path, caches: Sequence[Path], command: str) -> Decoded:
         have = sorted(child.name for child in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         raise DataError(
             f"{folder} must hold the folders {' and '.join(CLASSES)} with X-ray images, found {have}. "
-            f"Name another with --external-dir, or get CPN X-ray with `{command}`"
+            f"Name another with --external-dir, or get CPN X-ray with `{get_command(data_folder())}`"
         )
     files = {name: image_files(path) for name, path in folders.items()}
     for name, paths in files.items():
         if not paths:
             raise DataError(
                 f"{folders[name]} holds no image ({', '.join(EXTENSIONS)}). "
-                f"Name another folder with --external-dir, or get CPN X-ray with `{command}`"
+                f"Name another folder with --external-dir, or get CPN X-ray with `{get_command(data_folder())}`"
             )
     members = [
         Member(str(path), CLASSES.index(name), path.read_bytes) for name, paths in files.items() for path in paths

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from medtune.data.arrays import Decoded, decoded, stamp_of
+from medtune.data.folders import get_command
 from medtune.data.pair import Split, class_counts, digest
 from medtune.errors import DataError, DataMissing
 
 SPLITS = ("train", "val", "test")
 COUNTS = {"train": (1214, 3494), "val": (135, 389), "test": (234, 390)}
 """Normal and pneumonia images of the official splits."""
-GET = "medtune data get --pair pneumoniamnist-cpn"
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,6 @@ class Source:
     url: str
     md5: str
     native_size: int
-
-    @property
-    def command(self) -> str:
-        """What gets this file."""
-        return GET if self.native_size == 28 else f"{GET} --native-size {self.native_size}"
 
 
 @cache
@@ -66,7 +61,8 @@ def read(folder: Path, native_size: int, caches: list[Path]) -> tuple[dict[str, 
     path = folder / wanted.file
     if not path.is_file():
         raise DataMissing(
-            f"{path} is missing: PneumoniaMNIST at {native_size} px, MD5 {wanted.md5}. Get it with `{wanted.command}`"
+            f"{path} is missing: PneumoniaMNIST at {native_size} px, MD5 {wanted.md5}. "
+            f"Get it with `{get_command(folder, native_size)}`"
         )
     found = decoded(path, [stamp_of(path)], lambda: decode(path, wanted), caches, path.stem)
     splits = {name: Split(found.arrays[f"{name}_images"], found.arrays[f"{name}_labels"]) for name in SPLITS}
@@ -87,7 +83,8 @@ def decode(path: Path, wanted: Source) -> Decoded:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    way_out = f"The official file has MD5 {wanted.md5}, this one {md5}. Remove it and run `{wanted.command}`"
+    command = get_command(path.parent, wanted.native_size)
+    way_out = f"The official file has MD5 {wanted.md5}, this one {md5}. Remove it and run `{command}`"
     try:
         with np.load(path) as npz:
             content = {name: npz[name] for name in npz.files}

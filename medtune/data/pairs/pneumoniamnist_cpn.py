@@ -8,7 +8,14 @@ from pathlib import Path
 
 from medtune.data import cpn, image_folder, medmnist_npz
 from medtune.data.arrays import Decoded
-from medtune.data.folders import EXTERNAL_VARIABLE, data_folder, data_places, decoded_folders, external_folder
+from medtune.data.folders import (
+    EXTERNAL_VARIABLE,
+    data_folder,
+    data_places,
+    decoded_folders,
+    external_folder,
+    get_command,
+)
 from medtune.data.pair import Finding, PairData, Place, Split, class_counts
 from medtune.data.registry import Urls
 from medtune.errors import DataError, DataMissing
@@ -65,15 +72,15 @@ def read_external(place: Path, data: Path, caches: list[Path]) -> External:
     if (archive := cpn.find_archive(place)) is not None:
         found, verified = cpn.read(archive, caches), True
     else:
-        found = image_folder.read(place, caches, cpn.GET)
+        found = image_folder.read(place, caches)
         verified = found.facts["digest"] in cpn.known_images(data)
     split = Split(found.arrays["images"], found.arrays["labels"])
     name = "cpn" if verified else f"{place.resolve().name} (unverified folder)"
-    warnings = () if verified else tuple(_folder_warnings(place, found, split))
+    warnings = () if verified else tuple(_folder_warnings(place, found, split, data))
     return External(split, name, verified, found.facts["digest"], warnings)
 
 
-def _folder_warnings(place: Path, found: Decoded, split: Split) -> list[str]:
+def _folder_warnings(place: Path, found: Decoded, split: Split, data: Path) -> list[str]:
     warnings = []
     resized, converted = found.facts["resized"], found.facts["converted"]
     if resized:
@@ -83,8 +90,8 @@ def _folder_warnings(place: Path, found: Decoded, split: Split) -> list[str]:
         warnings.append(f"{place}: {converted} images were not 8-bit grey and were converted to it")
     if class_counts(split.labels, 2) == (cpn.COUNTS["NORMAL"], cpn.COUNTS["PNEUMONIA"]):
         warnings.append(
-            f"{place} has as many images as CPN X-ray, but where they come from is not known, so figures are not "
-            f"named cpn. Run `{cpn.GET}` once: if they are the archive's images, they are recognised from then on"
+            f"{place} has as many images as CPN X-ray, but where they come from is not known, so figures are not named "
+            f"cpn. Run `{get_command(data)}` once: if they are the archive's images, they are recognised then"
         )
     return warnings
 
@@ -106,8 +113,9 @@ def _missing_external(data_dir: Path | None, external_dir: Path | None) -> str:
 
 
 def _external_way_out(data_dir: Path | None) -> str:
+    folder = data_folder(data_dir)
     return (
-        f"Get it with `{cpn.GET}`, or from {cpn.PAGE} (put it at {data_folder(data_dir) / cpn.FILE}), or name a folder "
+        f"Get it with `{get_command(folder)}`, or from {cpn.PAGE} (put it at {folder / cpn.FILE}), or name a folder "
         f"that holds NORMAL/ and PNEUMONIA/ with --external-dir or ${EXTERNAL_VARIABLE}"
     )
 
@@ -139,14 +147,17 @@ def _get_npz(folder: Path, native_size: int, caches: list[Path], urls: Urls | No
 def _get_cpn(folder: Path, caches: list[Path], urls: Urls | None) -> str:
     from medtune.data import download
 
-    archive, url, published = cpn.find_archive(folder), None, None
+    published: list[str | None] = []
+
+    def verify(part: Path) -> None:
+        published.append(None if urls else cpn.published_sha256())
+        cpn.check_structure(part, published[-1])
+
+    archive, url = cpn.find_archive(folder), None
     if archive is None:
         archive = folder / cpn.FILE
-        published = None if urls else cpn.published_sha256()
-        url = download.fetch(
-            _urls(urls, cpn.FILE, cpn.URLS), archive, lambda part: cpn.check_structure(part, published)
-        )
-    how = _how(url) + (", SHA-256 as its publisher lists it" if published else "")
+        url = download.fetch(_urls(urls, cpn.FILE, cpn.URLS), archive, verify)
+    how = _how(url) + (", SHA-256 as its publisher lists it" if any(published) else "")
     found = cpn.read(archive, caches, how)
     return f"{archive}: {how}; {cpn.EXPECTED}; inner zip's SHA-256 {found.facts['inner_sha256']}"
 
@@ -169,7 +180,8 @@ def _check_npz(native_size: int, data_dir: Path | None) -> Finding:
     path = data_folder(data_dir) / source.file
     expected = f"MD5 {source.md5}, train 4708, val 524, test 624 images of {native_size}x{native_size}"
     if not path.is_file():
-        return Finding(str(path), f"nothing; get it with `{source.command}`", expected, "missing")
+        command = get_command(path.parent, native_size)
+        return Finding(str(path), f"nothing; get it with `{command}`", expected, "missing")
     try:
         found = medmnist_npz.decode(path, source)
     except DataError as error:
