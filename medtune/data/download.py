@@ -22,7 +22,7 @@ from medtune.errors import DataError
 
 _HEADERS = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16  # what a broken connection can lose
 
 Verify = Callable[[Path], None]
 
