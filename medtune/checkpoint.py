@@ -222,7 +222,7 @@ def _load_pickled(path: Path) -> dict[str, Any]:
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named is None:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
             raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
         raise CheckpointError(
             f"checkpoint {path} holds {named[1]}, which only running its code would load: refused. "

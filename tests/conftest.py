@@ -18,11 +18,11 @@ from medtune.data import PairData, Split
 class TinyNet(nn.Module):
     """Convolution, BatchNorm, dropout (torch's global RNG, as stochastic depth) and a head."""
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, width: int = 8) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(in_channels, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.features = nn.Sequential(nn.Conv2d(in_channels, width, 5, stride=4), nn.BatchNorm2d(width), nn.ReLU())
         self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(8, num_classes)
+        self.head = nn.Linear(width, num_classes)
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -34,13 +34,13 @@ class TinyNet(nn.Module):
 
 @pytest.fixture
 def tiny_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialConfig]:
-    """Makes TrialConfigs of the model "tiny", which `medtune.models` knows during the test."""
-    monkeypatch.setattr(medtune.models, "available", lambda: ("tiny",), raising=False)
+    """Makes TrialConfigs of the models "tiny" and "tiny2", which `medtune.models` knows during the test."""
+    widths = {"tiny": 8, "tiny2": 12}
+    monkeypatch.setattr(medtune.models, "available", lambda: tuple(widths))
     monkeypatch.setattr(
         medtune.models,
         "build",
-        lambda name, num_classes=2, in_channels=3: TinyNet(num_classes, in_channels),
-        raising=False,
+        lambda name, num_classes=2, in_channels=3: TinyNet(num_classes, in_channels, widths[name]),
     )
     torch.set_num_threads(1)
 

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import json
+import time
+import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from medtune.checkpoint import CheckpointStore
+import medtune.models
+from medtune import metrics, training
+from medtune.checkpoint import CheckpointStore, best_file
 from medtune.config import TrialConfig
 from medtune.data import PairData
-from medtune.training import fit
+from medtune.errors import CheckpointError, DataError, MedtuneError, TrainingDiverged
+from medtune.evaluate import predict
+from medtune.training import EpochResult, Fit, batch_bounds, fit, on_device
+from tests.conftest import TinyNet, split
 
 Make = Callable[..., TrialConfig]
-OPTIMIZERS = [
+CPU = torch.device("cpu")
+OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "adam"},
     {"optimizer": "adamw", "weight_decay": 0.01},
     {"optimizer": "sgd", "momentum": 0.9, "lr": 0.01},
@@ -22,31 +37,456 @@ OPTIMIZERS = [
 ]
 
 
+class Spy(CheckpointStore):
+    """Remembers the epochs that were saved."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epochs: list[int] = []
+
+    def save(self, snapshot: Any) -> Path:
+        self.epochs.append(snapshot.epoch)
+        return super().save(snapshot)
+
+
+def run(config: TrialConfig, data: PairData, **kwargs: Any) -> Fit:
+    fitting = fit(config, data, device=CPU, **kwargs)
+    for _ in fitting:
+        pass
+    return fitting
+
+
+def figures(fitting: Fit) -> list[dict[str, float | None]]:
+    return [result.metrics for result in fitting.history]
+
+
+def assert_same(one: Fit, other: Fit) -> None:
+    """Equal bit for bit: figures, current weights, best weights."""
+    assert figures(one) == figures(other)
+    assert [r.lr for r in one.history] == [r.lr for r in other.history]
+    assert (one.best_epoch, one.best_value) == (other.best_epoch, other.best_value)
+    for a, b in ((one.model, other.model), (one.best_model(), other.best_model())):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.equal(x, y), name
+
+
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda s: s["optimizer"] + str(s.get("momentum", "")))
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_interrupted_equals_uninterrupted(
-    tiny_config: Make, tiny_data: PairData, tmp_path: Path, settings: dict, stop: int
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path, settings: dict[str, Any], stop: int
 ) -> None:
     config = tiny_config(**settings)
-    whole = fit(config, tiny_data, device=torch.device("cpu"))
-    expected = [result.metrics for result in whole]
-
-    first = fit(config, tiny_data, device=torch.device("cpu"), checkpoints=CheckpointStore(tmp_path / "1"))
+    first = fit(config, tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path / "1"))
     for _ in range(stop):
         next(first)
     torch.rand(7)
-    second = fit(
-        config,
-        tiny_data,
-        device=torch.device("cpu"),
-        checkpoints=CheckpointStore(tmp_path / "2", earlier=[tmp_path / "1"]),
-    )
+    store = CheckpointStore(tmp_path / "2", earlier=[tmp_path / "1"])
+    second = fit(config, tiny_data, device=CPU, checkpoints=store)
     assert second.start_epoch == stop + 1
-    rest = list(second)
-    assert [result.epoch for result in rest] == list(range(stop + 1, 5))
-    assert [result.metrics for result in second.history] == expected
-    for (name, a), b in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    assert whole.best_epoch == second.best_epoch
-    for a, b in zip(whole.best_model().parameters(), second.best_model().parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert [result.epoch for result in second] == list(range(stop + 1, 5))
+    assert_same(run(config, tiny_data), second)
+
+
+def test_interrupted_at_every_epoch_with_damage_equals_uninterrupted(
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path
+) -> None:
+    config = tiny_config(epochs=6)
+    folders: list[Path] = []
+    for attempt in range(6):
+        folders.insert(0, tmp_path / str(attempt))
+        fitting = fit(config, tiny_data, device=CPU, checkpoints=CheckpointStore(folders[0], earlier=folders[1:]))
+        next(fitting)
+        if attempt == 3:
+            newest = folders[0] / "last-0004.safetensors"
+            newest.write_bytes(newest.read_bytes()[:-1])
+    store = CheckpointStore(tmp_path / "end", earlier=folders)
+    last = run(config, tiny_data, checkpoints=store)
+    assert last.start_epoch == 6  # the fourth epoch was trained twice
+    assert_same(run(config, tiny_data), last)
+
+
+def test_real_model_with_stochastic_depth_resumes_exactly(tmp_path: Path, tiny_data: PairData) -> None:
+    torch.set_num_threads(1)
+    config = TrialConfig(model="medmamba_t", pair="synthetic", image_size=28, epochs=2, batch_size=4, lr=1e-4)
+    data = dataclasses.replace(tiny_data, train=split(8), val=split(4, seed=1))
+    next(fit(config, data, device=CPU, checkpoints=CheckpointStore(tmp_path), save_at=[1]))
+    resumed = run(config, data, checkpoints=CheckpointStore(tmp_path))
+    assert resumed.start_epoch == 2
+    assert_same(run(config, data), resumed)
+
+
+def test_one_seed_gives_one_result_whatever_ran_before(tiny_config: Make, tiny_data: PairData) -> None:
+    first = run(tiny_config(seed=3), tiny_data)
+    run(tiny_config(optimizer="sgd"), tiny_data)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert_same(first, run(tiny_config(seed=3), tiny_data))
+    assert figures(first) != figures(run(tiny_config(seed=4), tiny_data))
+
+
+def test_callers_random_numbers_and_settings_are_left_alone(tiny_config: Make, tiny_data: PairData) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    next(fitting)
+    fitting.best_model()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "tiny2"},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "sgd"},
+        {"lr": 1e-2},
+        {"milestones": (0.25,)},
+        {"gamma": 0.5},
+        {"batch_size": 8},
+        {"weight_decay": 0.1},
+        {"image_size": 32},
+    ],
+    ids=str,
+)
+def test_each_setting_changes_what_is_trained(tiny_config: Make, tiny_data: PairData, change: dict[str, Any]) -> None:
+    assert figures(run(tiny_config(), tiny_data)) != figures(run(tiny_config(**change), tiny_data))
+
+
+def test_momentum_is_that_of_sgd_alone(tiny_config: Make, tiny_data: PairData) -> None:
+    plain, heavy = (run(tiny_config(optimizer="sgd", momentum=m), tiny_data) for m in (0.0, 0.9))
+    assert figures(plain) != figures(heavy)
+    assert figures(run(tiny_config(momentum=0.9), tiny_data)) == figures(run(tiny_config(), tiny_data))
+
+
+def test_learning_rate_drops_at_the_milestones(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    config = tiny_config(epochs=10, milestones=(0.2, 0.5), gamma=0.1, lr=0.1)
+    wanted = [0.1] * 2 + [0.01] * 3 + [0.001] * 5
+    assert [result.lr for result in fit(config, tiny_data, device=CPU)] == pytest.approx(wanted)
+    for stop in (1, 2, 3, 5):
+        store = CheckpointStore(tmp_path / str(stop))
+        first = fit(config, tiny_data, device=CPU, checkpoints=store)
+        for _ in range(stop):
+            next(first)
+        rest = fit(config, tiny_data, device=CPU, checkpoints=store)
+        assert [result.lr for result in rest] == pytest.approx(wanted[stop:])
+
+
+def test_dropped_learning_rate_is_the_one_that_moves_the_weights(tiny_config: Make, tiny_data: PairData) -> None:
+    config = tiny_config(optimizer="sgd", lr=0.1, gamma=1e-6, milestones=(0.5,), epochs=4)
+    fitting, moves = fit(config, tiny_data, device=CPU), []
+    before = fitting.model.state_dict()["head.weight"].clone()
+    for _ in fitting:
+        after = fitting.model.state_dict()["head.weight"].clone()
+        moves.append((after - before).abs().max().item())
+        before = after
+    assert min(moves[:2]) > 1e-3 and max(moves[2:]) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_spares_what_the_model_names(tiny_config: Make, tiny_data: PairData, optimizer: str) -> None:
+    config = tiny_config(optimizer=optimizer, weight_decay=100.0, milestones=())  # each of 12 steps takes off a tenth
+    fitting = fit(config, tiny_data, device=CPU)
+    before = {name: value.detach().clone() for name, value in fitting.model.named_parameters()}
+    for _ in fitting:
+        pass
+    after = dict(fitting.model.named_parameters())
+    assert after["scale"].item() > 0.9
+    assert after["features.1.weight"].abs().mean() < 0.4 * before["features.1.weight"].abs().mean()
+
+
+def test_batches_hold_every_image_once() -> None:
+    assert batch_bounds(49, 16) == [(0, 16), (16, 32), (32, 49)]
+    assert batch_bounds(48, 16) == [(0, 16), (16, 32), (32, 48)]
+    assert batch_bounds(50, 16) == [(0, 16), (16, 32), (32, 48), (48, 50)]
+    assert batch_bounds(3, 16) == [(0, 3)]
+    assert batch_bounds(3, 2) == [(0, 3)]
+
+
+def test_order_and_augmentation_differ_between_epochs(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    import medtune.data.transforms as transforms
+
+    def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+        seen.append(images.double().mean(dim=(1, 2, 3)))
+        draws.append(torch.rand(1, generator=generator).item())
+        return transforms.prepare(images, size)
+
+    draws: list[float] = []
+    monkeypatch.setattr(transforms, "augment", augment)
+    run(tiny_config(), tiny_data)
+    epochs = [torch.cat(seen[3 * i : 3 * i + 3]) for i in range(4)]
+    everything = torch.tensor(tiny_data.train.images).double().mean(dim=(1, 2, 3)).sort().values
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, everything)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert len(set(draws)) == len(draws)
+
+
+def test_train_figures_are_those_of_the_augmented_images_while_training(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = torch.nn.functional.cross_entropy
+
+    def spy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append((logits.detach().clone(), labels.clone()))
+        return real(logits, labels)
+
+    monkeypatch.setattr(training.F, "cross_entropy", spy)
+    result = next(fit(tiny_config(), tiny_data, device=CPU))
+    logits, labels = (torch.cat(parts).numpy() for parts in zip(*seen, strict=True))
+    assert len(labels) == 49
+    wanted = metrics.classification(metrics.softmax(logits), labels)
+    assert {name: result.metrics[f"train/{name}"] for name in metrics.NAMES} == pytest.approx(wanted, abs=1e-12)
+    assert result.metrics["train/loss"] == pytest.approx(metrics.cross_entropy(logits, labels), rel=1e-6)
+
+
+def test_val_figures_are_those_of_the_model_after_the_epoch(tiny_config: Make, tiny_data: PairData) -> None:
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    result = next(fitting)
+    logits = predict(fitting.model, tiny_data.val, 28, CPU).numpy()
+    labels = tiny_data.val.labels
+    wanted = {"loss": metrics.cross_entropy(logits, labels)}
+    wanted |= metrics.classification(metrics.softmax(logits), labels)
+    assert {name: result.metrics[f"val/{name}"] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("selection", ["val/loss", "val/auc", "val/oa", "val/f1", "val/sensitivity", "val/specificity"])
+def test_best_epoch_is_the_first_best_one(tiny_config: Make, tiny_data: PairData, selection: str) -> None:
+    fitting = fit(tiny_config(selection=selection, epochs=8, lr=0.02), tiny_data, device=CPU)
+    values: list[float] = []
+    for result in fitting:
+        values.append(result.metrics[selection])  # type: ignore[arg-type]
+        best = min(values) if selection == "val/loss" else max(values)
+        assert (result.best_value, result.best_epoch) == (best, values.index(best) + 1)
+        assert result.improved == (result.best_epoch == result.epoch)
+        assert fitting.best_metrics[selection] == best
+    model = fitting.best_model()
+    assert not model.training
+    logits = predict(model, tiny_data.val, 28, CPU).numpy()
+    found = metrics.classification(metrics.softmax(logits), tiny_data.val.labels)
+    found["loss"] = metrics.cross_entropy(logits, tiny_data.val.labels)
+    assert found[selection.removeprefix("val/")] == best
+
+
+def test_best_model_does_not_follow_later_training(tiny_config: Make, tiny_data: PairData) -> None:
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    with pytest.raises(MedtuneError, match="no epoch was best"):
+        fitting.best_model()
+    next(fitting)
+    model = fitting.best_model()
+    before = model.state_dict()["head.weight"].clone()
+    next(fitting)
+    assert torch.equal(model.state_dict()["head.weight"], before)
+
+
+def test_one_class_in_val_leaves_figures_missing(tiny_config: Make, tiny_data: PairData) -> None:
+    lonely = dataclasses.replace(tiny_data, val=dataclasses.replace(tiny_data.val, labels=np.ones(20, dtype=np.int64)))
+    result = next(fit(tiny_config(), lonely, device=CPU))
+    assert result.metrics["val/auc"] is None and result.metrics["val/specificity"] is None
+    assert result.missing == dict.fromkeys(("val/auc", "val/specificity"), "no image of class 0")
+    assert result.metrics["val/loss"] is not None and result.best_epoch == 1
+    with pytest.raises(DataError, match=r"val/auc is undefined on the validation split .*no image of class 0"):
+        fit(tiny_config(selection="val/auc"), lonely, device=CPU)
+
+
+def test_more_than_two_classes(tiny_config: Make, tiny_data: PairData) -> None:
+    three = dataclasses.replace(
+        tiny_data, classes=("a", "b", "c"), train=split(30, classes=3), val=split(12, seed=1, classes=3)
+    )
+    result = next(fit(tiny_config(), three, device=CPU))
+    assert all(value is not None for value in result.metrics.values())
+
+
+def test_a_single_training_image_is_refused(tiny_config: Make, tiny_data: PairData) -> None:
+    with pytest.raises(DataError, match="has 1 images; at least 2"):
+        fit(tiny_config(), dataclasses.replace(tiny_data, train=split(1)), device=CPU)
+
+
+class Poisoned(TinyNet):
+    """Gives NaN from its n-th training batch on, or whenever it evaluates."""
+
+    poison: int = 10**9
+    in_eval = False
+    batches = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            type(self).batches += 1
+        bad = self.batches >= self.poison if self.training else self.in_eval
+        return super().forward(images) * (torch.nan if bad else 1.0)
+
+
+@pytest.fixture
+def poisoned(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> type[Poisoned]:
+    class Fresh(Poisoned):
+        pass
+
+    monkeypatch.setattr(medtune.models, "build", lambda name, num_classes, in_channels: Fresh(num_classes, in_channels))
+    return Fresh
+
+
+def test_loss_that_is_not_finite_names_epoch_and_batch(
+    tiny_config: Make, tiny_data: PairData, poisoned: type[Poisoned]
+) -> None:
+    poisoned.poison = 5  # three batches an epoch
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    assert next(fitting).epoch == 1
+    with pytest.raises(TrainingDiverged) as error:
+        next(fitting)
+    assert "train loss is nan at epoch 2, batch 2 of 3 (images 17 to 32 of the epoch)" in str(error.value)
+    assert next(fitting, None) is None
+    fitting.close()
+
+
+def test_loss_is_looked_at_within_the_epoch(
+    tiny_config: Make, tiny_data: PairData, poisoned: type[Poisoned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECK_EVERY", 4)
+    poisoned.poison = 2
+    with pytest.raises(TrainingDiverged, match="batch 2 of 24"):
+        next(fit(tiny_config(batch_size=2), tiny_data, device=CPU))
+    assert poisoned.batches == 4
+
+
+def test_val_loss_that_is_not_finite(tiny_config: Make, tiny_data: PairData, poisoned: type[Poisoned]) -> None:
+    poisoned.in_eval = True
+    with pytest.raises(TrainingDiverged, match="val loss is nan at epoch 1"):
+        next(fit(tiny_config(), tiny_data, device=CPU))
+
+
+def test_learning_rate_that_is_too_high_diverges_by_name(tiny_config: Make, tiny_data: PairData) -> None:
+    with pytest.raises(TrainingDiverged, match=r"loss is (nan|inf) at epoch"):
+        run(tiny_config(optimizer="sgd", lr=1.0, weight_decay=1e6, epochs=8), tiny_data)
+
+
+def test_checkpoints_at_the_asked_epochs_and_the_last(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    store = Spy(tmp_path)
+    run(tiny_config(epochs=6, checkpoint_seconds=1e6), tiny_data, checkpoints=store, save_at=[2, 3])
+    assert store.epochs == [2, 3, 6]
+
+
+def test_checkpoints_are_some_seconds_apart(
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store = Spy(tmp_path)
+    fitting = fit(tiny_config(epochs=8, checkpoint_seconds=25), tiny_data, device=CPU, checkpoints=store, save_at=[4])
+    for _ in range(8):
+        now[0] += 10
+        next(fitting)
+    assert store.epochs == [3, 4, 7, 8]  # 30 s, asked for, 30 s, last
+
+
+def test_checkpoint_is_there_when_the_epoch_is_given(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    for result in fit(tiny_config(), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path)):
+        assert (tmp_path / f"last-{result.epoch:04d}.safetensors").exists()
+
+
+def test_save_now(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    fitting = fit(tiny_config(checkpoint_seconds=1e6), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
+    assert fitting.save() is None
+    next(fitting)
+    assert fitting.save() == tmp_path / "last-0001.safetensors"
+    assert fitting.save() is None
+    without = fit(tiny_config(), tiny_data, device=CPU)
+    next(without)
+    assert without.save() is None
+
+
+def test_history_comes_back_with_the_checkpoint(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    first = fit(tiny_config(), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
+    results = [next(first), next(first)]
+    second = fit(tiny_config(), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
+    assert second.history == results
+    assert EpochResult(**json.loads(json.dumps(results[0].to_dict()))) == results[0]
+
+
+def test_finished_trial_brings_its_best_weights_along(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    done = run(tiny_config(), tiny_data, checkpoints=CheckpointStore(tmp_path / "1"))
+    store = CheckpointStore(tmp_path / "2", earlier=[tmp_path / "1"])
+    again = fit(tiny_config(), tiny_data, device=CPU, checkpoints=store)
+    assert (again.start_epoch, list(again)) == (5, [])
+    assert_same(done, again)
+    assert best_file(tmp_path / "2") is not None
+
+
+def test_checkpoint_of_another_trial_is_refused(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    run(tiny_config(), tiny_data, checkpoints=CheckpointStore(tmp_path))
+    with pytest.raises(CheckpointError, match=r"lr was 0.001, is 0.5"):
+        fit(tiny_config(lr=0.5), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
+    other = dataclasses.replace(tiny_data, fingerprint={**tiny_data.fingerprint, "train": "z"})
+    with pytest.raises(CheckpointError, match="data are other ones"):
+        fit(tiny_config(), other, device=CPU, checkpoints=CheckpointStore(tmp_path))
+
+
+def test_closed_training_holds_nothing(tiny_config: Make, tiny_data: PairData) -> None:
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    next(fitting)
+    held: list[Callable[[], Any]] = [weakref.ref(fitting.model)]
+    held += [weakref.ref(parameter) for parameter in fitting.model.parameters()]
+    fitting.close()
+    fitting.close()
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
+    assert next(fitting, None) is None
+    with pytest.raises(MedtuneError, match="closed"):
+        _ = fitting.model
+
+
+def test_images_already_on_the_device_are_used(tiny_config: Make, tiny_data: PairData) -> None:
+    resident = on_device(tiny_data, CPU)
+    assert_same(run(tiny_config(), tiny_data), run(tiny_config(), tiny_data, resident=resident))
+    empty = dataclasses.replace(resident, val=dataclasses.replace(resident.val, images=resident.val.images * 0))
+    assert figures(run(tiny_config(), tiny_data, resident=empty)) != figures(run(tiny_config(), tiny_data))
+
+
+def test_bf16_on_cpu_trains(tiny_config: Make, tiny_data: PairData) -> None:
+    assert figures(run(tiny_config(precision="bf16"), tiny_data)) != figures(run(tiny_config(), tiny_data))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_epoch_does_not_wait_for_the_device(tiny_config: Make, tiny_data: PairData) -> None:
+    def waits(batch_size: int) -> int:
+        fitting = fit(tiny_config(batch_size=batch_size), tiny_data, device=torch.device("cuda"))
+        next(fitting)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                next(fitting)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(entry.message) for entry in caught)
+
+    assert waits(2) == waits(24)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_memory_is_given_back(tiny_config: Make, tiny_data: PairData, tmp_path: Path) -> None:
+    held = []
+    for attempt in range(4):
+        fitting = fit(
+            tiny_config(), tiny_data, device=torch.device("cuda"), checkpoints=CheckpointStore(tmp_path / str(attempt))
+        )
+        for _ in fitting:
+            pass
+        fitting.close()
+        held.append(torch.cuda.memory_allocated())
+    assert held[-1] <= held[0]
+
+
+def test_models_without_decay_exceptions_train(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(name: str, num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
+
+    monkeypatch.setattr(medtune.models, "build", build)
+    assert len(run(tiny_config(), tiny_data).history) == 4
