@@ -1,7 +1,7 @@
 """MedMamba (Yue & Li 2024, arXiv:2403.03849), written from the paper and the shapes of the released checkpoints.
 
-Source:     https://github.com/YubiaoYue/MedMamba; parameter names are the released ones, so its checkpoints load as they are
-Deviations: from the paper, as the released model: the convolution branch is two full 3x3 convolutions and a 1x1, and the
+Source:     https://github.com/YubiaoYue/MedMamba; parameter names are the released ones, so its checkpoints load
+Deviations: from the paper, as the released model: the convolution branch is two full 3x3 convolutions and a 1x1, the
             depths of s and b are 2-2-8-2 and 2-2-12-2 (the paper's parameter counts need 2-2-12-2 and 2-2-16-2);
             from the released model: a side of 1 is padded before patch merging, so 28x28 runs; other odd sides lose
             their last row or column there, as released.
@@ -116,11 +116,12 @@ class SS2D(nn.Module):
 
     def scan(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D) in float32."""
-        _, height, width, _ = x.shape
+        images, height, width, _ = x.shape
         u = to_directions(x)
-        per_position = torch.matmul(u, self.x_proj_weight.mT.unsqueeze(1))
+        per_position = torch.bmm(u.flatten(1, 2), self.x_proj_weight.mT)  # (4, B * L, R + 2 N)
         step, b, c = per_position.split((self.rank, self.states, self.states), dim=-1)
-        delta = torch.matmul(step, self.dt_projs_weight.mT.unsqueeze(1))
+        delta = torch.bmm(step, self.dt_projs_weight.mT)  # (4, B * L, D)
+        delta, b, c = (v.unflatten(1, (images, -1)) for v in (delta, b, c))
         u, delta, b, c = (v.float().permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, 4, ., L)
         decay, skip, bias = -torch.exp(self.A_logs.float()), self.Ds.float(), self.dt_projs_bias.float().flatten()
         y = selective_scan(u, delta, decay, b, c, skip, bias, delta_softplus=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ def selective_scan(
         work = torch.float64 if dtype == torch.float64 else torch.float32
         u, delta = (x.to(work).reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
         B, C = (x.to(work).permute(1, 0, 3, 2) for x in (B, C))  # (G, batch, L, N); u, delta: (G, batch, L, d)
-        A = A.to(work).unflatten(0, (groups, -1)).transpose(1, 2)  # (G, N, d)
+        A = A.to(work).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()  # (G, N, d)
         if delta_bias is not None:
             delta = delta + delta_bias.to(work).view(groups, 1, 1, -1)
         if delta_softplus:
@@ -159,17 +159,15 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, cut: Plan) -> Tensor:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        decay, state = _buffers(x, A, cut, 2)
-        A2 = A * LOG2_E
+        rooms = _Rooms(x, A, cut, count=2)
         entering = []
-        for images in _slices(x.shape[1], cut.images):
+        for blocks in _blocks(cut, x, delta, B, C, y):
             enter = None
-            for rows in _slices(x.shape[2], cut.rows * cut.lanes):
-                at = (slice(None), images, rows)
-                block = _Block(x[at], delta[at], A2, B[at], C[at], cut.lanes, decay, state)
-                entering.append(block.run(enter))
-                enter = block.state[:, :, -1, -1].clone()
-                y[at] = torch.matmul(block.C.unsqueeze(-2), block.state).view_as(y[at])
+            for x_, delta_, B_, C_, y_ in blocks:
+                room = rooms.get(x_)
+                entering.append(room.run(x_, delta_, B_, enter))
+                enter = room.states[-1][-1].clone()
+                y_.copy_(torch.bmm(C_.reshape(-1, 1, C_.shape[-1]), room.flat_state).view(y_.shape))
         ctx.save_for_backward(x, delta, A, B, C)
         ctx.cut, ctx.entering = cut, entering
         return y
@@ -178,121 +176,129 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, A, B, C = ctx.saved_tensors
-        cut, entering = ctx.cut, list(ctx.entering)
+        entering = list(ctx.entering)
         dx, ddelta, dB, dC = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, delta, B, C))
-        dA = torch.zeros_like(A)
-        decay, state, grad = _buffers(x, A, cut, 3)
-        A2 = A * LOG2_E
         with torch.autocast(x.device.type, enabled=False):
-            for images in reversed(_slices(x.shape[1], cut.images)):
+            rooms = _Rooms(x, A, ctx.cut, count=3)
+            for blocks in reversed(_blocks(ctx.cut, x, delta, B, C, dy, dx, ddelta, dB, dC)):
                 leave = None
-                for rows in reversed(_slices(x.shape[2], cut.rows * cut.lanes)):
-                    at = (slice(None), images, rows)
-                    block = _Block(x[at], delta[at], A2, B[at], C[at], cut.lanes, decay, state)
-                    block.run_again(entering.pop())
-                    dy_block = block.lanes(dy[at])
-                    dC[at] = torch.matmul(dy_block.unsqueeze(-2), block.state.mT).view_as(dC[at])
-                    leave = block.run_back(dy_block, leave, grad)
-                    dB[at] = torch.matmul(block.x.unsqueeze(-2), block.grad.mT).view_as(dB[at])
-                    dx[at] = torch.matmul(block.B.unsqueeze(-2), block.grad).view_as(dx[at])
-                    block.decay_grads(A, ddelta[at], dA)
-        return dx, ddelta, dA, dB, dC, None
+                for x_, delta_, B_, C_, dy_, dx_, ddelta_, dB_, dC_ in reversed(blocks):
+                    room, enter = rooms.get(x_), entering.pop()
+                    room.run_again(x_, delta_, B_, enter)
+                    leave = room.run_back(dy_, delta_, C_, leave, enter is not None)
+                    rows_x, rows_dy, rows_B = (v.reshape(-1, 1, v.shape[-1]) for v in (x_, dy_, B_))
+                    dC_.copy_(torch.bmm(rows_dy, room.flat_state.mT).view(dC_.shape))
+                    dB_.copy_(torch.bmm(rows_x, room.flat_grad.mT).view(dB_.shape))
+                    dx_.copy_(torch.bmm(rows_B, room.flat_grad).view(dx_.shape))
+                    room.decay_grads(delta_, enter, ddelta_)
+        return dx, ddelta, rooms.dA, dB, dC, None
 
 
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
+def _blocks(cut: Plan, *tensors: Tensor) -> list[list[tuple[Tensor, ...]]]:
+    """Cut (G, batch, L, .) into blocks (rows, lanes, G, b, .): a list over images of lists over positions."""
+    out = []
+    for images in zip(*(v.split(cut.images, 1) for v in tensors), strict=True):
+        rows = zip(*(v.split(cut.rows * cut.lanes, 2) for v in images), strict=True)
+        out.append([tuple(v.unflatten(2, (cut.lanes, -1)).permute(3, 2, 0, 1, 4) for v in block) for block in rows])
+    return out
 
 
-def _buffers(x: Tensor, A: Tensor, cut: Plan, count: int) -> list[Tensor]:
-    """Room for the states of the largest block, flat, `count` times."""
-    size = min(cut.images, x.shape[1]) * min(cut.rows * cut.lanes, x.shape[2]) * A.numel()
-    return [x.new_empty(size) for _ in range(count)]
+class _Rooms:
+    """Working memory, shared by all blocks; one set of views for every shape of block."""
+
+    def __init__(self, x: Tensor, A: Tensor, cut: Plan, count: int) -> None:
+        self.A, self.A2, self.dA = A.unsqueeze(1), (A * LOG2_E).unsqueeze(1), torch.zeros_like(A)
+        size = min(cut.images, x.shape[1]) * min(cut.rows * cut.lanes, x.shape[2]) * A.numel()
+        self.memory = [x.new_empty(size) for _ in range(count)]
+        self.views: dict[torch.Size, _Room] = {}
+
+    def get(self, x: Tensor) -> _Room:
+        """The room for a block of inputs (rows, lanes, G, b, d)."""
+        if x.shape not in self.views:
+            shape = (*x.shape[:-1], *self.A.shape[-2:])
+            self.views[x.shape] = _Room(self, [m[: math.prod(shape)].view(shape) for m in self.memory])
+        return self.views[x.shape]
 
 
-class _Block:
-    """Some images' positions: inputs as (G, b, lanes, rows, .), states as (G, b, lanes, rows, N, d)."""
+class _Room:
+    """States (rows, lanes, G, b, N, d) of one block, their decays and, backward, their gradients."""
 
-    def __init__(
-        self, x: Tensor, delta: Tensor, A2: Tensor, B: Tensor, C: Tensor, lanes: int, decay: Tensor, state: Tensor
-    ) -> None:
-        self.count = lanes
-        self.x, self.delta, self.B, self.C = (self.lanes(v) for v in (x, delta, B, C))
-        self.A2 = A2[:, None, None, None]
-        self.shape = (*self.delta.shape[:-1], *A2.shape[1:])
-        self.decay, self.state = (v[: math.prod(self.shape)].view(self.shape) for v in (decay, state))
+    def __init__(self, rooms: _Rooms, memory: list[Tensor]) -> None:
+        self.A, self.A2, self.dA = rooms.A, rooms.A2, rooms.dA
+        self.decay, self.state = memory[:2]
+        self.lanes = self.decay.shape[1]
+        self.decays, self.states = self.decay.unbind(0), self.state.unbind(0)
+        self.flat_state = self.state.flatten(0, 3)
+        if len(memory) == 3:
+            self.grad = memory[2]
+            self.grads = self.grad.unbind(0)
+            self.flat_grad = self.grad.flatten(0, 3)
 
-    def lanes(self, v: Tensor) -> Tensor:
-        return v.unflatten(2, (self.count, -1))
+    def _decays_and_inputs(self, x: Tensor, delta: Tensor, B: Tensor, first: int) -> None:
+        """A first row that nothing enters needs no decay."""
+        decay = self.decay[first:]
+        torch.mul(delta[first:].unsqueeze(-2), self.A2, out=decay)
+        decay.exp2_()
+        torch.mul(x.unsqueeze(-2), B.unsqueeze(-1), out=self.state)
 
-    def _decays_and_inputs(self, first: int) -> None:
-        """Rows before `first` are not needed: no state enters them."""
-        torch.mul(self.delta[:, :, :, first:].unsqueeze(-2), self.A2, out=self.decay[:, :, :, first:])
-        self.decay[:, :, :, first:].exp2_()
-        torch.mul(self.x.unsqueeze(-2), self.B.unsqueeze(-1), out=self.state)
+    def _lane_decay(self, delta: Tensor) -> Tensor:
+        """What a whole lane lets through: (lanes, G, b, N, d)."""
+        return torch.exp2(delta.sum(0).unsqueeze(-2) * self.A2)
 
-    def _lane_decay(self) -> Tensor:
-        """What a whole lane lets through: (G, b, lanes, N, d)."""
-        return torch.exp2(self.delta.sum(3).unsqueeze(-2) * self.A2[:, :, :, 0])
-
-    def run(self, enter: Tensor | None) -> Tensor | None:
-        """Fill the states from the one that enters the block; returns what enters each lane (G, b, lanes, N, d)."""
-        alone = enter is None and self.count == 1
-        self._decays_and_inputs(1 if alone else 0)
-        entering = None if enter is None else enter.unsqueeze(2)
-        if self.count > 1:
-            last = _step_through(self.state, self.decay)
-            entering = _carry(enter, last, self._lane_decay())
+    def run(self, x: Tensor, delta: Tensor, B: Tensor, enter: Tensor | None) -> Tensor | None:
+        """Fill the states from the one that enters the block; returns what enters each lane (lanes, G, b, N, d)."""
+        self._decays_and_inputs(x, delta, B, int(enter is None and self.lanes == 1))
+        entering = None if enter is None else enter.unsqueeze(0)
+        if self.lanes > 1:
+            entering = _carry(enter, _step_through(self.states, self.decays), self._lane_decay(delta))
         self._fill(entering)
         return entering
 
-    def run_again(self, entering: Tensor | None) -> None:
+    def run_again(self, x: Tensor, delta: Tensor, B: Tensor, entering: Tensor | None) -> None:
         """As `run`, from what it returned."""
-        self._decays_and_inputs(1 if entering is None else 0)
+        self._decays_and_inputs(x, delta, B, int(entering is None))
         self._fill(entering)
-        self.entering = entering
 
     def _fill(self, entering: Tensor | None) -> None:
-        states, decays = self.state.unbind(3), self.decay.unbind(3)
+        before = self.states[0]
         if entering is not None:
-            states[0].addcmul_(decays[0], entering)
-        for before, here, decay in zip(states, states[1:], decays[1:], strict=False):
-            here.addcmul_(decay, before)
+            before.addcmul_(self.decays[0], entering)
+        for here, decay in zip(self.states[1:], self.decays[1:], strict=True):
+            before = here.addcmul_(decay, before)
 
-    def run_back(self, dy: Tensor, leave: Tensor | None, room: Tensor) -> Tensor | None:
+    def run_back(self, dy: Tensor, delta: Tensor, C: Tensor, leave: Tensor | None, entered: bool) -> Tensor | None:
         """Fill the states' gradients; `leave` comes from the next block, what is returned goes to the one before."""
-        self.grad = room[: math.prod(self.shape)].view(self.shape)
-        torch.mul(dy.unsqueeze(-2), self.C.unsqueeze(-1), out=self.grad)
-        leaving = None if leave is None else leave.unsqueeze(2)
-        if self.count > 1:
-            first = _step_through(self.grad.flip(3), self.decay.roll(-1, 3).flip(3))
-            last = self.decay[:, :, :, 0] * first
-            leaving = _carry(leave, last.flip(2), self._lane_decay().flip(2)).flip(2)
-        grads, decays = self.grad.unbind(3), self.decay.unbind(3)
+        torch.mul(dy.unsqueeze(-2), C.unsqueeze(-1), out=self.grad)
+        leaving = None if leave is None else leave.unsqueeze(0)
+        if self.lanes > 1:
+            first = self.decays[0] * _step_through(self.grads[::-1], (*self.decays[:1], *self.decays[:0:-1]))
+            leaving = _carry(leave, first.flip(0), self._lane_decay(delta).flip(0)).flip(0)
+        after = self.grads[-1]
         if leaving is not None:
-            grads[-1].add_(leaving)
-        for t in range(len(grads) - 1, 0, -1):
-            grads[t - 1].addcmul_(decays[t], grads[t])
-        return None if self.entering is None else decays[0][:, :, 0] * grads[0][:, :, 0]
+            after.add_(leaving)
+        for here, decay in zip(self.grads[-2::-1], self.decays[:0:-1], strict=True):
+            after = here.addcmul_(decay, after)
+        return self.decays[0][0] * after[0] if entered else None
 
-    def decay_grads(self, A: Tensor, ddelta: Tensor, dA: Tensor) -> None:
+    def decay_grads(self, delta: Tensor, entering: Tensor | None, ddelta: Tensor) -> None:
         """Write delta's gradient and add to A's; uses up decay and state."""
-        first = 1 if self.entering is None else 0
-        q = self.decay[:, :, :, first:].mul_(self.grad[:, :, :, first:])  # becomes d loss / d (delta A)
-        q[:, :, :, 1 - first :].mul_(self.state[:, :, :, :-1])
-        if self.entering is not None:
-            q[:, :, :, 0].mul_(self.entering)
+        first = int(entering is None)
+        if entering is None:
+            ddelta[0] = 0
         else:
-            self.lanes(ddelta)[:, :, :, 0] = 0
-        scaled = torch.mul(q, A[:, None, None, None], out=self.state[:, :, :, first:])
-        self.lanes(ddelta)[:, :, :, first:] = scaled.sum(-2)
-        dA.add_(q.mul_(self.delta[:, :, :, first:].unsqueeze(-2)).sum((1, 2, 3)))
+            self.decays[0].mul_(entering)
+        self.decay[1:].mul_(self.state[:-1])
+        q, spare = self.decay[first:], self.state[first:]
+        q.mul_(self.grad[first:])  # d loss / d (delta A)
+        torch.sum(torch.mul(q, self.A, out=spare), -2, out=ddelta[first:])
+        q.mul_(delta[first:].unsqueeze(-2))
+        self.dA.add_(q.flatten(0, 1).sum(0).sum(1))
 
 
-def _step_through(inputs: Tensor, decays: Tensor) -> Tensor:
+def _step_through(inputs: Sequence[Tensor], decays: Sequence[Tensor]) -> Tensor:
     """Last state of every lane that starts from nothing."""
-    state, *rest = inputs.unbind(3)
-    state = state.clone()
-    for here, decay in zip(rest, decays.unbind(3)[1:], strict=True):
+    state = inputs[0].clone()
+    for here, decay in zip(inputs[1:], decays[1:], strict=True):
         torch.addcmul(here, decay, state, out=state)
     return state
 
@@ -301,7 +307,7 @@ def _carry(enter: Tensor | None, last: Tensor, decay: Tensor) -> Tensor:
     """What enters each lane, from what enters the first and every lane's own last state and decay."""
     entering = torch.zeros_like(last)
     if enter is not None:
-        entering[:, :, 0] = enter
-    for lane in range(1, last.shape[2]):
-        torch.addcmul(last[:, :, lane - 1], decay[:, :, lane - 1], entering[:, :, lane - 1], out=entering[:, :, lane])
+        entering[0] = enter
+    for lane in range(1, len(last)):
+        torch.addcmul(last[lane - 1], decay[lane - 1], entering[lane - 1], out=entering[lane])
     return entering
