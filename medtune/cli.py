@@ -12,9 +12,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from medtune.errors import MedtuneError
+from medtune.errors import DataError, MedtuneError
 
-Positional = tyro.conf.Positional
+StudyName = tyro.conf.Positional[str]
 
 
 def studies(*, storage: Path | None = None, json: bool = False) -> None:
@@ -38,7 +38,7 @@ def studies(*, storage: Path | None = None, json: bool = False) -> None:
     _print_table(table, "no studies yet")
 
 
-def trials(study: Positional[str], *, storage: Path | None = None, json: bool = False) -> None:
+def trials(study: StudyName, *, storage: Path | None = None, json: bool = False) -> None:
     """List a study's trials.
 
     Args:
@@ -65,7 +65,7 @@ def trials(study: Positional[str], *, storage: Path | None = None, json: bool = 
 
 
 def best(
-    study: Positional[str],
+    study: StudyName,
     *,
     by: str | None = None,
     top: int = 1,
@@ -89,7 +89,7 @@ def best(
 
 
 def evaluate(
-    checkpoint: Positional[Path],
+    checkpoint: tyro.conf.Positional[Path],
     *,
     model: str | None = None,
     image_size: int | None = None,
@@ -126,7 +126,7 @@ def evaluate(
     _print_json(found) if json else print_figures(found)
 
 
-def sync(study: Positional[str], *, storage: Path | None = None) -> None:
+def sync(study: StudyName, *, storage: Path | None = None) -> None:
     """Upload a study's W&B runs that were written offline.
 
     Args:
@@ -137,6 +137,55 @@ def sync(study: Positional[str], *, storage: Path | None = None) -> None:
     from medtune.wandb_sync import sync as upload
 
     print(upload(load_study(study, storage).folder).describe())
+
+
+def data_get(*, pair: str = "pneumoniamnist-cpn", native_size: int = 28, data_dir: Path | None = None) -> None:
+    """Download a pair's files and verify them.
+
+    Args:
+        pair: Data pair.
+        native_size: Side in px of the training set's files: 28, 64, 128 or 224.
+        data_dir: Where to; default: $MEDTUNE_DATA, then a user cache folder.
+    """
+    from medtune.data import cli
+
+    cli.get(pair=pair, native_size=native_size, data_dir=data_dir)
+
+
+def data_check(
+    *,
+    pair: str = "pneumoniamnist-cpn",
+    native_size: int = 28,
+    data_dir: Path | None = None,
+    external_dir: Path | None = None,
+) -> None:
+    """Read and verify a pair's files in full.
+
+    Args:
+        pair: Data pair.
+        native_size: Side in px of the training set's files: 28, 64, 128 or 224.
+        data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
+        external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
+    """
+    from medtune.data import cli
+
+    if not cli.check(pair=pair, native_size=native_size, data_dir=data_dir, external_dir=external_dir):
+        raise DataError(f"{pair} is not complete here: `medtune data get --pair {pair}` downloads it")
+
+
+def data_where(
+    *, pair: str | None = None, data_dir: Path | None = None, external_dir: Path | None = None
+) -> None:
+    """Print where data are looked for, and what is there.
+
+    Args:
+        pair: Data pair; default: all.
+        data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
+        external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
+    """
+    from medtune.data import cli
+
+    cli.where(pair=pair, data_dir=data_dir, external_dir=external_dir)
 
 
 def _print_json(value: Any) -> None:
@@ -150,23 +199,20 @@ def _print_table(table: Table, none: str) -> None:
     console.print(table if table.row_count else none)
 
 
-def _commands() -> dict[str, Any]:
-    from medtune.data import cli as data
-
-    return {
-        "studies": studies,
-        "trials": trials,
-        "best": best,
-        "evaluate": evaluate,
-        "sync": sync,
-        "data": {"get": data.get, "check": data.check, "where": data.where},
-    }
+COMMANDS: dict[str, Any] = {
+    "studies": studies,
+    "trials": trials,
+    "best": best,
+    "evaluate": evaluate,
+    "sync": sync,
+    "data": {"get": data_get, "check": data_check, "where": data_where},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = _commands()
+    commands = COMMANDS
     prog = "medtune"
     while args and isinstance(commands.get(args[0]), dict):
         prog += f" {args[0]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ def _require_choices(config: object, **choices: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """One configuration to train. The defaults are the report's recipe (../shared/reference/report.md in our workplace)."""
+    """One configuration to train. The defaults are the report's recipe."""
 
     model: str = "medmamba_s"
     """Architecture; `medtune.models.available()` lists the names."""
@@ -204,9 +205,8 @@ class StudyConfig:
         _require(gpus is None or gpus >= 0, "gpus_per_trial", "at least 0", gpus)
         starts = self.random_starts
         _require(starts is None or starts >= 1, "random_starts", "at least 1", starts)
-        name = self.name
-        plain = name is None or (name != "" and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".")
-        _require(plain, "name", "letters, digits, '-', '_' and '.' alone", name)
+        plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
+        _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which ASHA decides; the last epoch is no rung."""

@@ -210,24 +210,34 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"{head}: trial {trial['number']} of study {answer['study']}")
         print(f"  {brief(trial['params'])}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
-        print(f"  val at epoch {trial['best'].get('epoch')}: {_figures(trial['best'], 'val')}")
-        print(f"  external test on {answer['external_set']}:")
-        for group, label in (
-            ("external", "images as they are"),
-            ("external_matched", "brought to training resolution"),
-            ("cpn", "CPN X-ray, as they are"),
-            ("cpn_matched", "CPN X-ray, brought to training resolution"),
-            ("test", "own test split"),
-        ):
-            figures = _figures(trial["external"], group)
-            if figures:
-                print(f"    {label}: {figures}")
+        print(f"  val at its best epoch, {trial['best'].get('epoch')}: {_figures(trial['best'], 'val')}")
+        print_figures(trial["external"] | {"external/name": answer["external_set"]})
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
     if answer["caution"]:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
         print("  SYNTHETIC images: these figures say nothing about any disease")
+
+
+GROUPS = {
+    "val": "val",
+    "external": "external test, images as they are",
+    "external_matched": "external test, brought to training resolution",
+    "cpn": "CPN X-ray, as they are",
+    "cpn_matched": "CPN X-ray, brought to training resolution",
+    "test": "own test split",
+}
+
+
+def print_figures(source: Mapping[str, Any]) -> None:
+    """Metrics by the set they were measured on, with 95 % intervals; the external set is named."""
+    if "external/name" in source:
+        print(f"external set: {source['external/name']}")
+    for group, label in GROUPS.items():
+        figures = _figures(source, group)
+        if figures:
+            print(f"  {label}: {figures}")
 
 
 def _figures(source: Mapping[str, Any], group: str) -> str:

@@ -29,9 +29,10 @@ from medtune.search.space import SearchSpace
 Settings = Mapping[str, Any]
 
 # Not part of what a study is: they may differ from one launch to the next.
-_FREE = ("preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial")
-_FREE += ("machine_faults", "data_dir", "external_dir", "wandb", "wandb_project")
-_FREE_TRIAL = ("resamples", "checkpoint_seconds")
+_FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
+    "machine_faults", "data_dir", "external_dir", "wandb", "wandb_project", "report_first"
+}
+_FREE_TRIAL = {"resamples", "checkpoint_seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,10 @@ def study_name(config: StudyConfig, script: str) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def run_study(config: StudyConfig, definition: Definition) -> Path:
+def run_study(config: StudyConfig, definition: Definition, trainable: type | None = None) -> Path:
     """Start the study or go on with it, until it has as many trials as asked. Returns the study's folder.
+
+    `trainable`: what trains instead of `MedtuneTrial`; benchmarks and tests play trials with it.
 
     Raises ConfigError, DataError or StudyError before anything is started; KeyboardInterrupt after a clean stop.
     """
@@ -97,7 +100,7 @@ def run_study(config: StudyConfig, definition: Definition) -> Path:
         progress.begin(conductor, conductor.recover())
         if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
             with progress:
-                _tune(folder, name, config, conductor, definition, progress)
+                _tune(folder, config, conductor, definition, progress, trainable)
         progress.end()
     return folder
 
@@ -142,13 +145,13 @@ def _check_same_study(folder: Path, name: str, config: StudyConfig, definition: 
     if changes:
         raise StudyError(
             f"study {name!r} in {folder} was begun with other settings:\n" + "\n".join(changes) + "\n"
-            "Its trials would not be comparable. Start another with --new or --name, or give the settings it was begun with."
+            "Its trials would not compare. Start another with --new or --name, or give the settings it was begun with."
         )
 
 
 def describe(config: StudyConfig, definition: Definition, data: PairData) -> dict[str, Any]:
     """What makes a study this study, in plain JSON values."""
-    settings = {k: v for k, v in asdict(config).items() if k not in (*_FREE, "trial")}
+    settings = {k: v for k, v in asdict(config).items() if k not in _FREE | {"trial"}}
     settings |= {k: v for k, v in config.trial.to_dict().items() if k not in _FREE_TRIAL}
     first = [json.loads(json.dumps(dict(item))) for item in definition.first]
     about = {**data.fingerprint, "external_name": data.external_name}
@@ -199,7 +202,12 @@ def _settle(folder: Path, conductor: Conductor, row: Row) -> None:
 
 
 def _tune(
-    folder: Path, name: str, config: StudyConfig, conductor: Conductor, definition: Definition, progress: Any
+    folder: Path,
+    config: StudyConfig,
+    conductor: Conductor,
+    definition: Definition,
+    progress: Any,
+    trainable: type | None,
 ) -> None:
     """One Tune run, from the ledger to the ledger."""
     # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
@@ -209,7 +217,9 @@ def _tune(
         TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
         TUNE_GLOBAL_CHECKPOINT_S="1000000",
         TUNE_FORCE_TRIAL_CLEANUP_S="5",
+        TUNE_MAX_PENDING_TRIALS_PG="1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_AIR_NEW_OUTPUT="0",
     )
     import ray
     from ray import tune
@@ -248,7 +258,7 @@ def _tune(
     runs = folder / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(MedtuneTrial, resources),
+        tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=LedgerScheduler(conductor),

@@ -81,15 +81,15 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
         return config, False
     name = config.name or f"{script}-{config.preset}"
     if there(True):
-        print("!!! NO CPN X-RAY SET HERE: the external test runs on PneumoniaMNIST's own test split, named so", flush=True)
+        print("!!! NO CPN X-RAY SET HERE: the external test is on PneumoniaMNIST's own test split, named so", flush=True)
         return dataclasses.replace(config, name=f"{name}-own-test"), True
-    print("!!! NO REAL DATA AND NO NETWORK: this study runs on GENERATED images; its figures mean nothing", flush=True)
+    print("!!! NO DATA AND NO NETWORK: this study runs on GENERATED images, its figures mean nothing", flush=True)
     synthetic = trial.replace(pair="synthetic")
     return dataclasses.replace(config, name=f"{name}-synthetic", trial=synthetic), False
 
 
 def parse(args: Sequence[str], description: str) -> tuple[StudyConfig, bool]:
-    """Settings from the command line, on the defaults of the preset that it names; and whether `--fallback` is there."""
+    """Settings from the command line, on the defaults of the preset that it names; and whether to fall back."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", choices=get_args(Preset), default="full")
     early.add_argument("--fallback", action="store_true")

@@ -183,20 +183,27 @@ class Attempt:
             self.fit = None
 
 
-def memory_returned(device_data_bytes: int = 1 << 28) -> bool:
+RESIDENT_BYTES = 1 << 28
+"""Device memory a process may keep between trials: the images of the pair, which the next trial needs again."""
+
+
+def memory_returned() -> bool:
     """Whether the process gave its device memory back, up to the images it keeps for the next trial."""
-    gc.collect()
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized() or torch.cuda.memory_allocated() <= RESIDENT_BYTES:
         return True
+    # A full collection takes 0.1 s and more with torch loaded: only when something still holds on.
+    gc.collect()
     torch.cuda.empty_cache()
-    return torch.cuda.memory_allocated() <= device_data_bytes
+    return torch.cuda.memory_allocated() <= RESIDENT_BYTES
 
 
 class MedtuneTrial(tune.Trainable):
     """One epoch a step. Starting is left to the first step, so that its errors are the trial's and are reported."""
 
+    attempt_class = Attempt
+
     def setup(self, config: dict[str, Any]) -> None:
-        self.attempt = Attempt(AttemptSpec(**json.loads(config["spec"])))
+        self.attempt = self.attempt_class(AttemptSpec(**json.loads(config["spec"])))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this warm process; refuse, and so be replaced, if memory was not given back."""

@@ -132,7 +132,8 @@ class Conductor:
             reports.append(final)
         for values in reports:
             report = Report(**values)
-            if report.status != "running" or report.epoch > row.epoch:
+            # The newest epoch again: the driver may have died between writing it down and deciding its rung.
+            if report.status != "running" or report.epoch >= row.epoch:
                 self.report(report)
         self.live.pop(row.number, None)
 
@@ -184,7 +185,7 @@ class Conductor:
         if report.epoch in self.config.rungs() and self.rows[number].rung(report.epoch) is None:
             others = [record["value"] for row in self.rows.values() if (record := row.rung(report.epoch)) is not None]
             kept = keep(report.value, others, self.config.reduction, minimise=self.minimise)
-            self.ledger.record_rung(number, report.epoch, report.value, kept)
+            self.ledger.record_rung(number, report.epoch, report.value, kept, order=len(others))
             if not kept:
                 return self._finish(number, "PRUNED", report.value)
             self._refresh(number)

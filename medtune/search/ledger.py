@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import optuna
@@ -108,7 +108,7 @@ class Ledger:
         return cls(optuna.load_study(study_name=None, storage=_storage(path)))
 
     @classmethod
-    def open(cls, path: Path, name: str, direction: str) -> Ledger:
+    def open(cls, path: Path, name: str, direction: Literal["minimize", "maximize"]) -> Ledger:
         """Open for writing, creating it if need be. The caller holds the study's driver lock."""
         if path.exists():
             _cut_torn_tail(path)
@@ -147,9 +147,9 @@ class Ledger:
         for key, value in attrs.items():
             trial.set_user_attr(key, value)
 
-    def record_rung(self, number: int, epoch: int, value: float | None, kept: bool) -> None:
-        """ASHA's decision, one write: a rung is decided or it is not."""
-        self.note(number, **{f"rung:{epoch}": {"value": value, "kept": kept}})
+    def record_rung(self, number: int, epoch: int, value: float | None, kept: bool, *, order: int) -> None:
+        """ASHA's decision, one write: a rung is decided or it is not. `order`: how many reached it before."""
+        self.note(number, **{f"rung:{epoch}": {"value": value, "kept": kept, "order": order}})
 
     def record_epoch(self, number: int, epoch: int, value: float) -> None:
         """The selection metric at its best epoch so far, as of `epoch`. A repeated epoch keeps its first value."""

@@ -25,7 +25,8 @@ class LedgerSearcher(Searcher):
         self.stopping = False
         """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """A configuration, None for later, or FINISHED."""
         if self.stopping:
             return Searcher.FINISHED
         launch = self.conductor.next_launch()

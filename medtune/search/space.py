@@ -6,6 +6,7 @@ dimension, add a line to a script's space; a new kind of dimension is a class he
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ class Milestones(Dimension):
 
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         marks = tuple(value)
-        gaps = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(marks)]
         if not marks or any(abs(gap - gaps[0]) > 1e-9 for gap in gaps):
             raise ConfigError(f"{name} must be evenly spaced to be searched as first, gap and count, got {marks}")
         gap = gaps[0] if gaps else self.gap[0]

@@ -184,7 +184,16 @@ def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
     bench.conductor.ledger.record_epoch(poor.number, 1, 0.9)
-    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False)  # killed before the row was ended
+    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False, order=1)  # killed before the row was ended
+    bench.reopen()
+    assert bench.state(poor.number) == "PRUNED"
+
+
+def test_a_rung_that_was_reached_but_not_decided_is_decided_on_resume(bench):
+    good, poor = bench.launch(), bench.launch()
+    bench.run(good, [0.1])
+    bench.write(say(poor, 1, 0.9))
+    bench.conductor.ledger.record_epoch(poor.number, 1, 0.9)  # killed between the epoch and the decision
     bench.reopen()
     assert bench.state(poor.number) == "PRUNED"
 
@@ -221,6 +230,5 @@ def test_each_trial_has_a_seed_of_its_own(bench):
 
 def test_undefined_metric_in_every_epoch_is_a_failure(bench):
     launch = bench.launch()
-    bench.config.trial.selection
     bench.conductor.report(say(launch, 5, None, "complete"))
     assert bench.conductor.rows[0].state == "FAIL" and "undefined" in bench.conductor.rows[0].cause
