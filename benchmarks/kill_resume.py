@@ -76,12 +76,24 @@ def campaign(storage: Path, *, kills: int, trials: int, seed: int) -> Account:
     return account
 
 
+def command(storage: Path, trials: int) -> list[str]:
+    """What drives one launch of the study."""
+    return [sys.executable, "-m", "benchmarks.kill_resume", "--drive", str(storage), "--trials", str(trials)]
+
+
+def environment(seconds: float) -> dict[str, str]:
+    """Epochs of so many seconds, and this project importable."""
+    root = str(Path(__file__).parents[1])
+    return {**os.environ, "PLAYED_SECONDS": str(seconds), "PLAYED_CHECKPOINTS": "1", "PYTHONPATH": root}
+
+
 def _driver(storage: Path, trials: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "benchmarks.kill_resume", "--drive", str(storage), "--trials", str(trials)]
-    environment = {**os.environ, "PLAYED_SECONDS": "0.05", "PLAYED_CHECKPOINTS": "1"}
-    root = Path(__file__).parents[1]
     return subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command(storage, trials),
+        env=environment(0.05),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -163,6 +175,8 @@ def main() -> None:
             run_study(config(args.drive, args.trials), definition("kill"), PlayedTrial)
         except StudyError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(130)
         return
     folder = Path(tempfile.mkdtemp())
     account = campaign(folder, kills=args.kills, trials=args.trials, seed=args.seed)

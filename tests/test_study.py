@@ -1,0 +1,140 @@
+"""A study through Ray, with played trials: what is kept, refused, continued, stopped."""
+
+import json
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import kill_resume
+from benchmarks.played import PlayedTrial, definition
+from medtune import cli
+from medtune.errors import ConfigError, StudyError
+from medtune.results import best, load_study, rank, study_summary
+from medtune.search.space import Real, SearchSpace
+from medtune.study import Definition, run_study, study_name
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def played(storage):
+    """Twelve played trials, of which the best two keep their checkpoints."""
+    config = replace(kill_resume.config(storage, 12), keep=2)
+    return config, run_study(config, definition("kill"), PlayedTrial)
+
+
+def checkpoints(folder):
+    return {path.parents[2].name for path in folder.glob("trials/*/attempt-*/checkpoints/*.safetensors")}
+
+
+def test_as_many_trials_as_asked_each_accounted_for(played):
+    config, folder = played
+    kill_resume.check(load_study("kill", config.storage), 12)
+    states = {row.state for row in load_study(str(folder)).rows}
+    assert states == {"COMPLETE", "PRUNED"}
+
+
+def test_only_the_best_keep_their_checkpoints(played):
+    config, folder = played
+    ranked = rank(load_study(str(folder)), "val/loss")
+    assert checkpoints(folder) == {f"{row.number:04d}" for row in ranked[: config.keep]}
+    assert not list(folder.glob("trials/*/attempt-*/checkpoints/last-*"))
+
+
+def test_the_same_command_adds_nothing_and_more_trials_extend(played, capsys):
+    config, folder = played
+    before = [row.attrs for row in load_study(str(folder)).rows]
+    assert run_study(config, definition("kill"), PlayedTrial) == folder
+    assert [row.attrs for row in load_study(str(folder)).rows] == before
+    run_study(replace(config, trials=14), definition("kill"), PlayedTrial)
+    rows = load_study(str(folder)).rows
+    assert len(rows) == 14 and [row.attrs for row in rows[:12]] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"first_rung": 0.4}, r"first_rung: 0.2 -> 0.4"),
+        ({"trial": {"batch_size": 16}}, r"batch_size: 64 -> 16"),
+    ],
+)
+def test_other_settings_under_the_same_name_are_refused(played, change, shown):
+    config, _ = played
+    trial = config.trial.replace(**change.pop("trial", {}))
+    with pytest.raises(StudyError, match=shown):
+        run_study(replace(config, trial=trial, **change), definition("kill"), PlayedTrial)
+
+
+def test_another_space_is_refused(played):
+    config, _ = played
+    narrow = Definition(script="kill", space=SearchSpace(lr=Real(low=1e-3, high=1e-2, log=True)))
+    with pytest.raises(StudyError, match=r"space.gamma: .* -> None"):
+        run_study(config, narrow, PlayedTrial)
+
+
+def test_new_takes_the_next_free_name(played):
+    config, _ = played
+    assert study_name(config, "kill") == "kill"
+    assert study_name(replace(config, new=True), "kill") == "kill-2"
+    assert study_name(replace(config, name=None, new=True), "other") == "other-full"
+
+
+def test_best_ranks_by_val_among_those_trained_to_the_end(played):
+    _, folder = played
+    study = load_study(str(folder))
+    answer = best(study, top=3)
+    complete = [row for row in study.rows if row.state == "COMPLETE"]
+    values = sorted(row.value for row in complete)
+    assert [trial["value"] for trial in answer["trials"]] == values[:3] and answer["of"] == len(complete)
+    assert answer["ranked_by"] == "val/loss" and answer["caution"] is None
+    assert answer["trials"][0]["config"]["lr"] == answer["trials"][0]["params"]["lr"]
+
+
+def test_an_unknown_metric_names_those_there_are(played):
+    with pytest.raises(ConfigError, match=r"unknown metric 'val/los'. Did you mean 'val/loss'"):
+        best(load_study(str(played[1])), by="val/los")
+
+
+def test_commands_answer_in_json(played, capsys):
+    config, folder = played
+    assert cli.main(["trials", "kill", "--storage", str(config.storage), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [item["number"] for item in found] == list(range(len(found)))
+    assert cli.main(["studies", "--storage", str(config.storage), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "kill"
+    assert cli.main(["best", "kil", "--storage", str(config.storage)]) == 2
+    assert "Did you mean 'kill'" in capsys.readouterr().err
+
+
+def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp_path):
+    process = subprocess.Popen(
+        [*kill_resume.command(tmp_path, 50)], env=kill_resume.environment(0.3), stdout=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / "kill" / "ledger.journal"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.exists() and '"rung:1"' in journal.read_text()):
+        time.sleep(0.1)
+    with pytest.raises(StudyError, match="another process"):
+        run_study(kill_resume.config(tmp_path, 50), definition("kill"), PlayedTrial)
+    running = load_study("kill", tmp_path)
+    assert running.running and study_summary(running)["trials"].get("RUNNING")
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert time.monotonic() - started < 20
+    assert "go on from their last checkpoint" in output
+    left = load_study("kill", tmp_path)
+    assert not left.running and "WAITING" in study_summary(left)["trials"]
+    assert not any(row.state == "FAIL" for row in left.rows)
+
+
+def test_killed_five_times_and_every_trial_accounted_for(tmp_path):
+    account = kill_resume.campaign(tmp_path, kills=5, trials=24, seed=1)
+    assert account.kills >= 3, "the study ended before it could be killed"
