@@ -68,14 +68,9 @@ def selective_scan(
         u, delta = (x.to(work).reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
         B, C = (x.to(work).permute(1, 0, 3, 2) for x in (B, C))  # (G, batch, L, N); u, delta: (G, batch, L, d)
         A = A.to(work).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()  # (G, N, d)
-        if delta_bias is not None:
-            delta = delta + delta_bias.to(work).view(groups, 1, 1, -1)
-        if delta_softplus:
-            delta = F.softplus(delta)
-        x = delta * u
-        y = _Step.apply(x, delta, A, B, C) if length == 1 else _scan(x, delta, A, B, C)
-        if D is not None:
-            y = torch.addcmul(y, D.to(work).view(groups, 1, 1, -1), u)
+        D, bias = (None if x is None else x.to(work).view(groups, -1) for x in (D, delta_bias))
+        scan = _one_step if length == 1 else _many_steps
+        y = scan(u, delta, A, B, C, D, bias, delta_softplus)
     return y.permute(1, 0, 3, 2).reshape(shape).to(dtype)
 
 
@@ -110,15 +105,6 @@ def _cuda_kernel() -> Callable[..., Tensor] | None:
     return module.selective_scan_fn
 
 
-def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    length = x.shape[2]
-    cut = plan(x.device, x.shape[1], length, A.numel())
-    if cut.lanes > 1:  # past the end: no decay, no input
-        spare = -length % (cut.rows * cut.lanes)
-        x, delta, B, C = (F.pad(v, (0, 0, 0, spare)) for v in (x, delta, B, C))
-    return _Scan.apply(x, delta, A, B, C, cut)[:, :, :length]
-
-
 def plan(device: torch.device, batch: int, length: int, state: int) -> Plan:
     """Cut the work so that a block's states stay in a CPU's cache, or fill a GPU in few steps.
 
@@ -133,65 +119,96 @@ def plan(device: torch.device, batch: int, length: int, state: int) -> Plan:
     return Plan(images, -(-length // lanes), lanes)
 
 
-class _Step(torch.autograd.Function):
-    """The scan of one position: nothing decays, so no states are made. delta and A get zeros, not nothing."""
+def _one_step(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+) -> Tensor:
+    """Nothing decays in one position, so no states are made."""
+    delta = delta if bias is None else delta + bias[:, None, None]
+    delta = F.softplus(delta) if softplus else delta
+    y = _OneStep.apply(delta * u, A, B, C)
+    return y if D is None else torch.addcmul(y, D[:, None, None], u)
+
+
+class _OneStep(torch.autograd.Function):
+    """y = x (B . C). A gets a gradient of zeros, not none: it is a parameter like the others."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        ctx.save_for_backward(x, delta, A, B, C)
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        ctx.save_for_backward(x, A, B, C)
         return x * (B * C).sum(-1, keepdim=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        x, delta, A, B, C = ctx.saved_tensors
+        x, A, B, C = ctx.saved_tensors
         common = (dy * x).sum(-1, keepdim=True)
-        dx = dy * (B * C).sum(-1, keepdim=True)
-        return dx, torch.zeros_like(delta), torch.zeros_like(A), common * C, common * B
+        return dy * (B * C).sum(-1, keepdim=True), torch.zeros_like(A), common * C, common * B
+
+
+def _many_steps(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+) -> Tensor:
+    length = u.shape[2]
+    cut = plan(u.device, u.shape[1], length, A.numel())
+    spare = -length % (cut.rows * cut.lanes) if cut.lanes > 1 else 0
+    if spare:  # positions past the end come last and are cut off again
+        u, delta, B, C = (F.pad(v, (0, 0, 0, spare)) for v in (u, delta, B, C))
+    return _Scan.apply(u, delta, A, B, C, D, bias, softplus, cut)[:, :, :length]
 
 
 class _Scan(torch.autograd.Function):
-    """y_t = C_t . h_t with h_t = exp(delta_t A) h_{t-1} + B_t x_t.
+    """u, delta: (G, batch, L, d); A: (G, N, d); B, C: (G, batch, L, N); D, bias: (G, d).
 
-    x, delta: (G, batch, L, d); A: (G, N, d); B, C: (G, batch, L, N). L is a multiple of rows * lanes when lanes > 1.
+    L is a multiple of rows * lanes when lanes > 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, cut: Plan) -> Tensor:
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        rooms = _Rooms(x, A, cut, count=2)
+    def forward(
+        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
+        softplus: bool, cut: Plan,
+    ) -> Tensor:  # fmt: skip
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        rooms = _Rooms(u, A, D, bias, softplus, cut, backward=False)
         entering = []
-        for blocks in _blocks(cut, x, delta, B, C, y):
+        for blocks in _blocks(cut, u, delta, B, C, y):
             enter = None
-            for x_, delta_, B_, C_, y_ in blocks:
-                room = rooms.get(x_)
-                entering.append(room.run(x_, delta_, B_, enter))
+            for u_, delta_, B_, C_, y_ in blocks:
+                room = rooms.get(u_)
+                room.prepare(u_, delta_)
+                entering.append(room.run(B_, enter))
                 enter = room.states[-1][-1].clone()
-                y_.copy_(torch.bmm(C_.reshape(-1, 1, C_.shape[-1]), room.flat_state).view(y_.shape))
-        ctx.save_for_backward(x, delta, A, B, C)
-        ctx.cut, ctx.entering = cut, entering
+                out = torch.bmm(C_.reshape(-1, 1, C_.shape[-1]), room.flat_state).view(y_.shape)
+                y_.copy_(out if D is None else out.addcmul_(D.unsqueeze(1), u_))
+        ctx.save_for_backward(u, delta, A, B, C, D, bias)
+        ctx.softplus, ctx.cut, ctx.entering = softplus, cut, entering
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, A, B, C = ctx.saved_tensors
+        u, delta, A, B, C, D, bias = ctx.saved_tensors
         entering = list(ctx.entering)
-        dx, ddelta, dB, dC = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, delta, B, C))
-        with torch.autocast(x.device.type, enabled=False):
-            rooms = _Rooms(x, A, ctx.cut, count=3)
-            for blocks in reversed(_blocks(ctx.cut, x, delta, B, C, dy, dx, ddelta, dB, dC)):
+        du, ddelta, dB, dC = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (u, delta, B, C))
+        with torch.autocast(u.device.type, enabled=False):
+            rooms = _Rooms(u, A, D, bias, ctx.softplus, ctx.cut, backward=True)
+            for blocks in reversed(_blocks(ctx.cut, u, delta, B, C, dy, du, ddelta, dB, dC)):
                 leave = None
-                for x_, delta_, B_, C_, dy_, dx_, ddelta_, dB_, dC_ in reversed(blocks):
-                    room, enter = rooms.get(x_), entering.pop()
-                    room.run_again(x_, delta_, B_, enter)
-                    leave = room.run_back(dy_, delta_, C_, leave, enter is not None)
-                    rows_x, rows_dy, rows_B = (v.reshape(-1, 1, v.shape[-1]) for v in (x_, dy_, B_))
+                for u_, delta_, B_, C_, dy_, du_, ddelta_, dB_, dC_ in reversed(blocks):
+                    room, enter = rooms.get(u_), entering.pop()
+                    room.prepare(u_, delta_)
+                    room.run_again(B_, enter)
+                    leave = room.run_back(dy_, C_, leave, enter is not None)
+                    rows_x, rows_dy, rows_B = (v.reshape(-1, 1, v.shape[-1]) for v in (room.x, dy_, B_))
                     dC_.copy_(torch.bmm(rows_dy, room.flat_state.mT).view(dC_.shape))
                     dB_.copy_(torch.bmm(rows_x, room.flat_grad.mT).view(dB_.shape))
-                    dx_.copy_(torch.bmm(rows_B, room.flat_grad).view(dx_.shape))
-                    room.decay_grads(delta_, enter, ddelta_)
-        return dx, ddelta, rooms.dA, dB, dC, None
+                    dx = torch.bmm(rows_B, room.flat_grad).view(u_.shape)
+                    ddelta_.copy_(room.delta_grad(enter, dx, u_))
+                    dx.mul_(room.delta)
+                    if D is not None:
+                        dx.addcmul_(D.unsqueeze(1), dy_)
+                        rooms.dD.add_((dy_ * u_).sum((0, 1, 3)))
+                    du_.copy_(dx)
+        return du, ddelta, rooms.dA, dB, dC, rooms.dD, rooms.dbias, None, None
 
 
 def _blocks(cut: Plan, *tensors: Tensor) -> list[list[tuple[Tensor, ...]]]:
@@ -204,59 +221,79 @@ def _blocks(cut: Plan, *tensors: Tensor) -> list[list[tuple[Tensor, ...]]]:
 
 
 class _Rooms:
-    """Working memory, shared by all blocks; one set of views for every shape of block."""
+    """Working memory, shared by all blocks, with one set of views for every shape of block, and gradients to add to."""
 
-    def __init__(self, x: Tensor, A: Tensor, cut: Plan, count: int) -> None:
-        self.A, self.A2, self.dA = A.unsqueeze(1), (A * LOG2_E).unsqueeze(1), torch.zeros_like(A)
-        size = min(cut.images, x.shape[1]) * min(cut.rows * cut.lanes, x.shape[2]) * A.numel()
-        self.memory = [x.new_empty(size) for _ in range(count)]
+    def __init__(
+        self, u: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, cut: Plan, backward: bool
+    ) -> None:
+        self.A, self.A2, self.softplus = A.unsqueeze(1), (A * LOG2_E).unsqueeze(1), softplus
+        self.bias = None if bias is None else bias.unsqueeze(1)
+        if backward:
+            self.dA = torch.zeros_like(A)
+            self.dD, self.dbias = (None if v is None else torch.zeros_like(v) for v in (D, bias))
+        positions = min(cut.images, u.shape[1]) * min(cut.rows * cut.lanes, u.shape[2])
+        self.wide = [u.new_empty(positions * A.numel()) for _ in range(3 if backward else 2)]
+        self.narrow = [u.new_empty(positions * A.shape[0] * A.shape[2]) for _ in range(3)]
         self.views: dict[torch.Size, _Room] = {}
 
-    def get(self, x: Tensor) -> _Room:
+    def get(self, u: Tensor) -> _Room:
         """The room for a block of inputs (rows, lanes, G, b, d)."""
-        if x.shape not in self.views:
-            shape = (*x.shape[:-1], *self.A.shape[-2:])
-            self.views[x.shape] = _Room(self, [m[: math.prod(shape)].view(shape) for m in self.memory])
-        return self.views[x.shape]
+        if u.shape not in self.views:
+            wide = [m[: u.numel() * self.A.shape[-2]].view(*u.shape[:-1], *self.A.shape[-2:]) for m in self.wide]
+            self.views[u.shape] = _Room(self, wide, [m[: u.numel()].view(u.shape) for m in self.narrow])
+        return self.views[u.shape]
 
 
 class _Room:
     """States (rows, lanes, G, b, N, d) of one block, their decays and, backward, their gradients."""
 
-    def __init__(self, rooms: _Rooms, memory: list[Tensor]) -> None:
-        self.A, self.A2, self.dA = rooms.A, rooms.A2, rooms.dA
-        self.decay, self.state = memory[:2]
+    def __init__(self, shared: _Rooms, wide: list[Tensor], narrow: list[Tensor]) -> None:
+        self.shared, self.A2 = shared, shared.A2
+        self.decay, self.state = wide[:2]
         self.lanes = self.decay.shape[1]
         self.decays, self.states = self.decay.unbind(0), self.state.unbind(0)
         self.flat_state = self.state.flatten(0, 3)
-        if len(memory) == 3:
-            self.grad = memory[2]
+        if len(wide) == 3:
+            self.grad = wide[2]
             self.grads = self.grad.unbind(0)
             self.flat_grad = self.grad.flatten(0, 3)
+        self.raw, self.delta, self.x = narrow
 
-    def _decays_and_inputs(self, x: Tensor, delta: Tensor, B: Tensor, first: int) -> None:
+    def prepare(self, u: Tensor, raw: Tensor) -> None:
+        """Step sizes, and inputs times step sizes."""
+        if self.shared.bias is None:
+            self.raw.copy_(raw)
+        else:
+            torch.add(raw, self.shared.bias, out=self.raw)
+        if self.shared.softplus:
+            F.softplus(self.raw, out=self.delta)
+        else:
+            self.delta = self.raw
+        torch.mul(self.delta, u, out=self.x)
+
+    def _decays_and_inputs(self, B: Tensor, first: int) -> None:
         """A first row that nothing enters needs no decay."""
         decay = self.decay[first:]
-        torch.mul(delta[first:].unsqueeze(-2), self.A2, out=decay)
+        torch.mul(self.delta[first:].unsqueeze(-2), self.A2, out=decay)
         decay.exp2_()
-        torch.mul(x.unsqueeze(-2), B.unsqueeze(-1), out=self.state)
+        torch.mul(self.x.unsqueeze(-2), B.unsqueeze(-1), out=self.state)
 
-    def _lane_decay(self, delta: Tensor) -> Tensor:
+    def _lane_decay(self) -> Tensor:
         """What a whole lane lets through: (lanes, G, b, N, d)."""
-        return torch.exp2(delta.sum(0).unsqueeze(-2) * self.A2)
+        return torch.exp2(self.delta.sum(0).unsqueeze(-2) * self.A2)
 
-    def run(self, x: Tensor, delta: Tensor, B: Tensor, enter: Tensor | None) -> Tensor | None:
+    def run(self, B: Tensor, enter: Tensor | None) -> Tensor | None:
         """Fill the states from the one that enters the block; returns what enters each lane (lanes, G, b, N, d)."""
-        self._decays_and_inputs(x, delta, B, int(enter is None and self.lanes == 1))
+        self._decays_and_inputs(B, int(enter is None and self.lanes == 1))
         entering = None if enter is None else enter.unsqueeze(0)
         if self.lanes > 1:
-            entering = _carry(enter, _step_through(self.states, self.decays), self._lane_decay(delta))
+            entering = _carry(enter, _step_through(self.states, self.decays), self._lane_decay())
         self._fill(entering)
         return entering
 
-    def run_again(self, x: Tensor, delta: Tensor, B: Tensor, entering: Tensor | None) -> None:
+    def run_again(self, B: Tensor, entering: Tensor | None) -> None:
         """As `run`, from what it returned."""
-        self._decays_and_inputs(x, delta, B, int(entering is None))
+        self._decays_and_inputs(B, int(entering is None))
         self._fill(entering)
 
     def _fill(self, entering: Tensor | None) -> None:
@@ -266,13 +303,13 @@ class _Room:
         for here, decay in zip(self.states[1:], self.decays[1:], strict=True):
             before = here.addcmul_(decay, before)
 
-    def run_back(self, dy: Tensor, delta: Tensor, C: Tensor, leave: Tensor | None, entered: bool) -> Tensor | None:
+    def run_back(self, dy: Tensor, C: Tensor, leave: Tensor | None, entered: bool) -> Tensor | None:
         """Fill the states' gradients; `leave` comes from the next block, what is returned goes to the one before."""
         torch.mul(dy.unsqueeze(-2), C.unsqueeze(-1), out=self.grad)
         leaving = None if leave is None else leave.unsqueeze(0)
         if self.lanes > 1:
             first = self.decays[0] * _step_through(self.grads[::-1], (*self.decays[:1], *self.decays[:0:-1]))
-            leaving = _carry(leave, first.flip(0), self._lane_decay(delta).flip(0)).flip(0)
+            leaving = _carry(leave, first.flip(0), self._lane_decay().flip(0)).flip(0)
         after = self.grads[-1]
         if leaving is not None:
             after.add_(leaving)
@@ -280,19 +317,22 @@ class _Room:
             after = here.addcmul_(decay, after)
         return self.decays[0][0] * after[0] if entered else None
 
-    def decay_grads(self, delta: Tensor, entering: Tensor | None, ddelta: Tensor) -> None:
-        """Write delta's gradient and add to A's; uses up decay and state."""
+    def delta_grad(self, entering: Tensor | None, dx: Tensor, u: Tensor) -> Tensor:
+        """Gradient of delta as it was given; adds to A's and the bias's; uses up decay and state."""
+        out = dx * u
         first = int(entering is None)
-        if entering is None:
-            ddelta[0] = 0
-        else:
+        if entering is not None:
             self.decays[0].mul_(entering)
         self.decay[1:].mul_(self.state[:-1])
-        q, spare = self.decay[first:], self.state[first:]
-        q.mul_(self.grad[first:])  # d loss / d (delta A)
-        torch.sum(torch.mul(q, self.A, out=spare), -2, out=ddelta[first:])
-        q.mul_(delta[first:].unsqueeze(-2))
-        self.dA.add_(q.flatten(0, 1).sum(0).sum(1))
+        q = self.decay[first:].mul_(self.grad[first:])  # d loss / d (delta A)
+        out[first:] += torch.mul(q, self.shared.A, out=self.state[first:]).sum(-2)
+        q.mul_(self.delta[first:].unsqueeze(-2))
+        self.shared.dA.add_(q.flatten(0, 1).sum(0).sum(1))
+        if self.shared.softplus:
+            out.mul_(self.raw.sigmoid_())
+        if self.shared.dbias is not None:
+            self.shared.dbias.add_(out.sum((0, 1, 3)))
+        return out
 
 
 def _step_through(inputs: Sequence[Tensor], decays: Sequence[Tensor]) -> Tensor:
