@@ -28,7 +28,7 @@ def get(
     Raises DataError (`medtune.data.download.Unreachable` where no server answers).
     """
     for line in by_name(pair).get(native_size=native_size, data_dir=data_dir, urls=urls):
-        _print(line)
+        print(line)
 
 
 def check(
@@ -59,7 +59,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | N
     console = Console()
     if not console.is_terminal:  # whole paths, one line a row: for logs and grep
         for row in [[title]] * bool(title) + [columns, *rows]:
-            _print("\t".join(map(str, row)))
+            print("\t".join(map(str, row)))
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
@@ -68,6 +68,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | N
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     console.print(table)
 
-
-def _print(line: str) -> None:
-    Console().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -213,9 +213,13 @@ def where(*, data_dir: Path | None, external_dir: Path | None) -> list[Place]:
         found = [name for name in files if (folder / name).is_file()]
         state = ", ".join(found) if found else ("none of the files" if folder.is_dir() else "no such folder")
         places.append(Place("data folder", by, str(folder), state, position == 0))
+    from_variable = external_folder()
     named = external_folder(external_dir)
-    by = "--external-dir" if external_dir is not None else f"${EXTERNAL_VARIABLE}"
-    places.append(Place("external set", by, str(named or "not set"), _state(named), named is not None))
+    if external_dir is not None:
+        places.append(Place("external set", "--external-dir", str(named), _state(named), True))
+    used = external_dir is None and from_variable is not None
+    what = str(from_variable or "not set")
+    places.append(Place("external set", f"${EXTERNAL_VARIABLE}", what, _state(from_variable), used))
     archive = data_folder(data_dir) / cpn.FILE
     found_archive = cpn.find_archive(archive.parent)
     state = str(found_archive.name) if found_archive else "not there"
