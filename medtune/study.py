@@ -233,6 +233,11 @@ def _tune(
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     conductor.slots = lambda: _slots(config, gpus)
+    if not gpus and config.preset == "full":
+        from medtune.estimate import cpu_study
+
+        for line in cpu_study(config, progress.data):
+            progress.say(line)
     study_id = read_study(folder)["id"]
 
     def to_spec(launch: Launch) -> dict[str, Any]:
