@@ -176,7 +176,7 @@ def evaluate_checkpoint(
     config = _config_of(path, about, model)
     given = {"pair": pair, "native_size": native_size, "image_size": image_size}
     changes = {name: value for name, value in given.items() if value is not None}
-    config = config.replace(**changes, external_limit=external_limit, resamples=resamples, precision=precision)
+    config = config.replace(**changes, resamples=resamples, precision=precision)
     data = load_pair(config.pair, native_size=config.native_size, data_dir=data_dir, external_dir=external_dir)
     data = limit(data, train_limit=None, external_limit=external_limit)
     network = models.build(config.model, num_classes=len(data.classes), in_channels=3)

@@ -143,16 +143,17 @@ def test_every_bit_counts(tmp_path: Path) -> None:
 
 
 def test_course_left_behind_is_deleted(tiny_config: Make, tmp_path: Path) -> None:
-    """Epochs 3 and 4 are damaged; training goes on from 2, and what it left behind must not be taken up again."""
+    """Epoch 4 is damaged; training goes on from 2, and what it left behind must not be taken up again."""
     config, store = tiny_config(), CheckpointStore(tmp_path)
-    for epoch in (2, 3):
-        store.save(snapshot(config, epoch))
-    (tmp_path / "last-0003.safetensors").write_bytes(b"?")
+    for epoch, best_epoch in ((2, 2), (4, 3)):
+        store.save(snapshot(config, epoch, best_epoch))
+    (tmp_path / "last-0004.safetensors").write_bytes(b"?")
     again = CheckpointStore(tmp_path)
     assert_equal(again.newest(config, DATA), snapshot(config, 2))
     other = snapshot(config, 3)
     other.best["weight"].mul_(7)  # the same epoch is best, with other weights
     again.save(other)
+    assert names(tmp_path) == [f"{n}.safetensors" for n in ("best-0002", "best-0003", "last-0002", "last-0003")]
     assert_equal(CheckpointStore(tmp_path).newest(config, DATA), other)
 
 

@@ -21,7 +21,7 @@ import medtune.models
 from medtune import metrics, training
 from medtune.checkpoint import CheckpointStore, best_file
 from medtune.config import TrialConfig
-from medtune.data import PairData
+from medtune.data import PairData, transforms
 from medtune.errors import CheckpointError, DataError, MedtuneError, TrainingDiverged
 from medtune.evaluate import predict
 from medtune.training import EpochResult, Fit, batch_bounds, fit, on_device
@@ -203,24 +203,32 @@ def test_batches_hold_every_image_once() -> None:
     assert batch_bounds(3, 2) == [(0, 3)]
 
 
-def test_order_and_augmentation_differ_between_epochs(
+def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their_images(
     tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    import medtune.data.transforms as transforms
+    draws: list[float] = []
+    labels: list[torch.Tensor] = []
+    real = torch.nn.functional.cross_entropy
+
+    def loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        labels.append(truth)
+        return real(logits, truth)
 
     def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
         seen.append(images.double().mean(dim=(1, 2, 3)))
         draws.append(torch.rand(1, generator=generator).item())
         return transforms.prepare(images, size)
 
-    draws: list[float] = []
     monkeypatch.setattr(transforms, "augment", augment)
+    monkeypatch.setattr(training.F, "cross_entropy", loss)
     run(tiny_config(), tiny_data)
+    own = torch.tensor(tiny_data.train.labels)
     epochs = [torch.cat(seen[3 * i : 3 * i + 3]) for i in range(4)]
-    everything = torch.tensor(tiny_data.train.images).double().mean(dim=(1, 2, 3)).sort().values
-    for epoch in epochs:
-        assert torch.equal(epoch.sort().values, everything)
+    everything = torch.tensor(tiny_data.train.images).double().mean(dim=(1, 2, 3))
+    for index, epoch in enumerate(epochs):
+        assert torch.equal(epoch.sort().values, everything.sort().values)
+        assert torch.equal(torch.cat(labels[3 * index : 3 * index + 3])[epoch.argsort()], own[everything.argsort()])
     assert not torch.equal(epochs[0], epochs[1])
     assert len(set(draws)) == len(draws)
 
@@ -236,7 +244,11 @@ def test_train_figures_are_those_of_the_augmented_images_while_training(
         return real(logits, labels)
 
     monkeypatch.setattr(training.F, "cross_entropy", spy)
-    result = next(fit(tiny_config(), tiny_data, device=CPU))
+    fitting = fit(tiny_config(), tiny_data, device=CPU)
+    modes: list[bool] = []
+    fitting.model.register_forward_hook(lambda model, images, output: modes.append(model.training))
+    result = next(fitting)
+    assert modes == [True, True, True, False]
     logits, labels = (torch.cat(parts).numpy() for parts in zip(*seen, strict=True))
     assert len(labels) == 49
     wanted = metrics.classification(metrics.softmax(logits), labels)
