@@ -205,8 +205,6 @@ def _receive(response: requests.Response, url: str, part: _Part, at: int) -> boo
     if length > free:
         raise DataError(f"needs {length} more bytes, {part.path.parent} has {free} free")
     _store(response, part, expected)
-    if expected is not None and part.size() != expected:
-        raise _Retry(f"cut: {part.size()} of {expected} bytes came")
     return continued
 
 

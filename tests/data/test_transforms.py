@@ -140,7 +140,8 @@ def test_matched_images_are_what_a_file_of_that_size_would_hold() -> None:
     out = match_resolution(batch, 28)
     assert out.shape == (70, 1, 28, 28) and out.dtype == torch.uint8
     expected = functional.resize(batch, [28, 28], antialias=True)
-    assert (out.int() - expected.int()).abs().max() <= 1
+    difference = (out.int() - expected.int()).float()
+    assert difference.abs().max() <= 1 and difference.mean().abs() < 0.05  # rounded, not cut off
     smooth = torch.arange(256, dtype=torch.uint8).repeat(256, 1)[None, None]
     assert (match_resolution(smooth, 128)[0, 0, 5].int().diff() == 2).sum() >= 120
 
