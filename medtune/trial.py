@@ -95,7 +95,7 @@ class Attempt:
         report = self._report("running", result)
         self.record.epoch({**line, "report": report.to_dict()})
         if self.wandb:
-            self.wandb.epoch(result.to_dict()["metrics"] | {"epoch": result.epoch, "lr": result.lr})
+            self.wandb.epoch(line)
         return self._complete(result) if last else report
 
     def _start(self) -> None:
@@ -124,6 +124,7 @@ class Attempt:
                 project=spec.wandb_project,
                 tags=[self.config.model, self.config.optimizer, *(["synthetic"] if self.data.synthetic else [])],
                 mode="offline",
+                record=self.record,
             )
 
     def _test_external(self, run: Fit) -> None:
