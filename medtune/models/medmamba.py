@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medtune.ops.conv import Conv3x3
 from medtune.ops.scan import selective_scan
 
 EPS = 1e-5
@@ -73,7 +74,8 @@ def to_directions(x: Tensor) -> Tensor:
 
 def from_directions(y: Tensor, height: int, width: int) -> Tensor:
     """Put the four readings back on the grid and add them up: (4, B, H * W, D) -> (B, H, W, D)."""
-    rows, columns = y[0] + y[2].flip(1), y[1] + y[3].flip(1)
+    rows, columns, rows_back, columns_back = y.unbind(0)
+    rows, columns = rows + rows_back.flip(1), columns + columns_back.flip(1)
     return rows.unflatten(1, (height, width)) + columns.unflatten(1, (width, height)).transpose(1, 2)
 
 
@@ -85,7 +87,7 @@ class SS2D(nn.Module):
         inner = 2 * width
         self.rank, self.states = math.ceil(width / 16), states
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.conv2d = Conv3x3(inner, inner, groups=inner)
         self.x_proj_weight = nn.Parameter(torch.empty(directions, self.rank + 2 * states, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(directions, inner, self.rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
@@ -139,10 +141,10 @@ class SSConvSSM(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.conv33conv33conv11 = nn.Sequential(
             nn.BatchNorm2d(half),
-            nn.Conv2d(half, half, kernel_size=3, padding=1),
+            Conv3x3(half, half),
             nn.BatchNorm2d(half),
             nn.ReLU(),
-            nn.Conv2d(half, half, kernel_size=3, padding=1),
+            Conv3x3(half, half),
             nn.BatchNorm2d(half),
             nn.ReLU(),
             nn.Conv2d(half, half, kernel_size=1),

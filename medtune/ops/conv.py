@@ -1,0 +1,45 @@
+"""3x3 convolution of tiny maps. With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's
+CPU kernels take longer than on the eight times larger maps before (`benchmarks/scan.py --model` has the whole step)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv3x3(nn.Conv2d):
+    """(B, C, H, W) -> (B, K, H, W), padding 1, either all channels to all or each its own (groups = C = K).
+
+    On the CPU, maps of at most 4 positions go through matrix products (same values, up to rounding).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups)
+
+    bias: nn.Parameter  # always there
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if x.device.type != "cpu" or height * width > 4:
+            return super().forward(x)
+        x = x.permute(0, 2, 3, 1)
+        y = self._one_by_one(x) if height * width == 1 else self._small(x)
+        return y.permute(0, 3, 1, 2)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        """Only the kernel's centre meets the map."""
+        centre = self.weight[:, :, 1, 1]
+        return F.linear(x, centre, self.bias) if self.groups == 1 else x * centre[:, 0] + self.bias
+
+    def _small(self, x: Tensor) -> Tensor:
+        images, height, width, channels = x.shape
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        if self.groups == 1:
+            patches = torch.stack(shifted, dim=-1).view(images, height, width, channels * 9)
+            return F.linear(patches, self.weight.flatten(1), self.bias)
+        y: Tensor = self.bias
+        for part, tap in zip(shifted, self.weight.flatten(1).unbind(1), strict=True):
+            y = y + part * tap
+        return y
