@@ -74,7 +74,10 @@ def check_structure(archive: Path, published: str | None = None) -> None:
     with _images_zip(archive) as (inner, sha):
         _members(archive, inner)
         if published and sha and sha != published:
-            raise DataError(f"the inner zip has SHA-256 {sha}, the publisher lists {published}")
+            raise DataError(
+                f"{archive} is not the published file: its inner zip has SHA-256 {sha}, the publisher lists "
+                f"{published}. {_way_out(archive)}"
+            )
 
 
 def decode(archive: Path) -> Decoded:
@@ -189,7 +192,8 @@ def check_record(archive: Path, facts: dict[str, Any], origin: str) -> None:
             "origin": origin,
             "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_text(path, json.dumps(record, indent=1))
+        if is_writable(path.parent):
+            write_text(path, json.dumps(record, indent=1))
         return
     if known["inner_sha256"] != facts["inner_sha256"]:
         raise DataError(

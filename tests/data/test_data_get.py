@@ -80,9 +80,12 @@ def test_the_publishers_digest_decides(
         cli.get(data_dir=tmp_path / "data")
     assert not (tmp_path / "data" / cpn.FILE).exists()
 
-    load = cpn.decode  # the right digest, as the archive itself has it
-    (tmp_path / "a.zip").write_bytes(server.files["cpn"])
-    entry["content_details"] = {"sha256_hash": load(tmp_path / "a.zip").facts["inner_sha256"]}
+    by_hand = tmp_path / "data" / "dvntn9yhd2-1.zip"  # one that was there is compared too
+    by_hand.write_bytes(server.files["cpn"])
+    with pytest.raises(DataError, match="publisher lists 000"):
+        cli.get(data_dir=tmp_path / "data")
+    entry["content_details"] = {"sha256_hash": cpn.decode(by_hand).facts["inner_sha256"]}
+    by_hand.unlink()
     server.files["listing"] = json.dumps([entry]).encode()
     cli.get(data_dir=tmp_path / "data")
     record = json.loads((tmp_path / "data" / f"{cpn.FILE}.json").read_text())

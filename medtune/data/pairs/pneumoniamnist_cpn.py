@@ -157,6 +157,8 @@ def _get_cpn(folder: Path, caches: list[Path], urls: Urls | None) -> str:
     if archive is None:
         archive = folder / cpn.FILE
         url = download.fetch(_urls(urls, cpn.FILE, cpn.URLS), archive, verify)
+    if not published:
+        verify(archive)
     how = _how(url) + (", SHA-256 as its publisher lists it" if any(published) else "")
     found = cpn.read(archive, caches, how)
     return f"{archive}: {how}; {cpn.EXPECTED}; inner zip's SHA-256 {found.facts['inner_sha256']}"
