@@ -36,7 +36,7 @@ EPOCHS = 5
 def config(storage: Path, trials: int) -> StudyConfig:
     """Short trials with three rungs."""
     trial = TrialConfig(epochs=EPOCHS, pair="synthetic")
-    return StudyConfig(name="kill", storage=storage, trials=trials, wandb="off", keep=trials, trial=trial)
+    return StudyConfig(preset="laptop", name="kill", storage=storage, trials=trials, wandb="off", keep=trials, trial=trial)
 
 
 @dataclass

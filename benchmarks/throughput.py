@@ -34,7 +34,7 @@ def ours(trials: int, folder: Path) -> dict[str, float]:
 
     Ledger.ask = timed  # type: ignore[assignment,method-assign]
     config = StudyConfig(
-        trials=trials, storage=folder, wandb="off", trial=TrialConfig(epochs=1, milestones=(), pair="synthetic")
+        preset="laptop", trials=trials, storage=folder, wandb="off", trial=TrialConfig(epochs=1, milestones=(), pair="synthetic")
     )
     started = time.perf_counter()
     study = load_study(str(run_study(config, definition(), PlayedTrial)))

@@ -20,7 +20,7 @@ import platformdirs
 
 import medtune
 from medtune.config import StudyConfig
-from medtune.data import PairData, load_pair
+from medtune.data import PairData, data_folder, external_folder, load_pair
 from medtune.errors import StudyError
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
@@ -239,6 +239,7 @@ def _tune(
         for line in cpu_study(config, progress.data):
             progress.say(line)
     study_id = read_study(folder)["id"]
+    external = external_folder(config.external_dir)
 
     def to_spec(launch: Launch) -> dict[str, Any]:
         return to_config(
@@ -249,8 +250,9 @@ def _tune(
                 study=study_id,
                 folder=str(folder),
                 rungs=config.rungs(),
-                data_dir=str(config.data_dir) if config.data_dir else None,
-                external_dir=str(config.external_dir) if config.external_dir else None,
+                # Resolved here: a trial's process has another working directory and maybe another environment.
+                data_dir=str(data_folder(config.data_dir)),
+                external_dir=str(external) if external else None,
                 external_fallback=definition.external_fallback,
                 wandb=config.wandb,
                 wandb_project=config.wandb_project,

@@ -11,7 +11,7 @@ from typing import get_args
 import tyro
 
 from medtune.config import Preset, StudyConfig, preset
-from medtune.errors import DataError, MedtuneError
+from medtune.errors import DataError, DataMissing, MedtuneError
 from medtune.search.space import SearchSpace
 from medtune.study import Definition, Settings, run_study, with_preset_fixed
 
@@ -55,7 +55,8 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
     """`make sweep` must always run: real data where they are or can be had, else less, said in one loud line.
 
     Returns the settings and whether the external test falls back to PneumoniaMNIST's own test split. The study's name
-    says which data it ran on, so that a later run on better data is another study.
+    says which data it ran on, so that a later run on better data is another study. Data that are there but broken are
+    an error: they raise DataError.
     """
     from medtune.data import cli as data
     from medtune.data import load_pair
@@ -66,7 +67,7 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
     def there(fallback: bool) -> bool:
         try:
             load_pair(trial.pair, external_fallback=fallback, **places)  # type: ignore[arg-type]
-        except DataError:
+        except DataMissing:
             return False
         return True
 

@@ -3,6 +3,7 @@
 import pytest
 
 from medtune import sweep
+from medtune.errors import DataError
 from medtune.study import Definition, with_preset_fixed
 from sweeps.medmamba import REPORT, SPACE
 
@@ -14,8 +15,6 @@ def parse(*args):
 @pytest.fixture
 def nothing_here(monkeypatch, tmp_path):
     """No data anywhere, and no server to get them from."""
-    from medtune.errors import DataError
-
     def refuse(**_):
         raise DataError("no network")
 
@@ -73,3 +72,11 @@ def test_make_sweep_falls_back_to_generated_images_loudly(nothing_here, capsys):
     config, fallback = sweep.with_what_is_there(parse("--preset", "laptop", "--fallback")[0], "medmamba")
     assert (config.trial.pair, config.name, fallback) == ("synthetic", "medmamba-laptop-synthetic", False)
     assert "GENERATED" in capsys.readouterr().out
+
+
+def test_broken_data_are_an_error_not_a_reason_to_fall_back(nothing_here, tmp_path, monkeypatch):
+    folder = tmp_path / "MEDTUNE_DATA"
+    folder.mkdir()
+    (folder / "pneumoniamnist.npz").write_bytes(b"PK broken")
+    with pytest.raises(DataError, match="pneumoniamnist.npz"):
+        sweep.with_what_is_there(parse("--preset", "laptop", "--fallback")[0], "medmamba")
