@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from medtune.config import TrialConfig
@@ -31,8 +30,6 @@ from medtune.errors import CheckpointError
 KEEP_LAST = 2
 NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit"})
 """Settings that may change between attempts: training does not depend on them."""
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")
-"""Suffixes of published weights that torch.load reads."""
 _KEY = "medtune"
 _DIGEST = "sha256"
 _FORMAT = 1
@@ -173,12 +170,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata = _metadata(path)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied, since what comes is mapped from the file, which may be deleted while the tensors live.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
     if _digest(metadata[_KEY], tensors) != metadata.get(_DIGEST):
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the one recorded when it was written")
     return tensors, json.loads(metadata[_KEY])
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file was written here. Raises CheckpointError when missing or damaged."""
+    return _KEY in _header(path)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -187,50 +190,6 @@ def describe(path: Path) -> dict[str, Any]:
         return json.loads(_metadata(path)[_KEY])
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
-
-
-def load_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A model's weights by name, and our metadata, from any checkpoint; no code in it is run.
-
-    path: one of our files (or a folder of them: its best weights), or a published .safetensors, .pth, .pt, .ckpt or
-    .bin, whose contents come back as they are, without metadata. Raises CheckpointError when missing, damaged, of
-    another kind, or when it holds more than tensors and plain values.
-    """
-    if path.is_dir():
-        best = best_file(path)
-        if best is None:
-            raise CheckpointError(f"folder {path} holds no best-*.safetensors")
-        path = best
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    if path.suffix in PICKLED:
-        return _load_pickled(path), None
-    if path.suffix != ".safetensors":
-        known = ", ".join((".safetensors", *PICKLED))
-        raise CheckpointError(f"checkpoint {path} is of an unknown type {path.suffix!r}. Known: {known}")
-    if _KEY not in _header(path):
-        return load_file(path), None
-    tensors, about = read(path)
-    if about["kind"] == "last":
-        tensors = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    return tensors, about
-
-
-def _load_pickled(path: Path) -> dict[str, Any]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise nearly anything
-        named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named is None:
-            reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
-            raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
-        raise CheckpointError(
-            f"checkpoint {path} holds {named[1]}, which only running its code would load: refused. "
-            "Where you trust it, save its state_dict alone again: torch.save(model.state_dict(), ...)"
-        ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"checkpoint {path} holds a {type(found).__name__}, not weights by name")
-    return found
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from medtune import metrics, models
-from medtune.checkpoint import load_weights
 from medtune.config import Precision, TrialConfig
 from medtune.data import PairData, Split, limit, load_pair
 from medtune.errors import CheckpointError, MedtuneError
+from medtune.weights import load_weights
 
 BOOTSTRAP_SEED = 0
 """One seed for all trials: their intervals come from the same resamples."""
@@ -38,6 +38,13 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
 
 
+def eval_batch(size: int, device: torch.device) -> int:
+    """Images at a time for evaluation: many on a GPU, few large ones on a CPU, where memory is the trial's neighbours'."""
+    if device.type == "cuda":
+        return 256
+    return 64 if size <= 64 else 16
+
+
 def predict(
     model: nn.Module,
     split: Split,
@@ -51,7 +58,7 @@ def predict(
 
     matched: first bring the images down to this side in px.
     """
-    batch = 256 if device.type == "cuda" else 64
+    batch = eval_batch(size, device)
     parts = (torch.tensor(split.images[i : i + batch]) for i in range(0, len(split.labels), batch))
     return logits_of(model, parts, size, device, precision, matched=matched).cpu()
 

@@ -9,10 +9,8 @@ A last batch of a single image joins the batch before it (BatchNorm needs two); 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
-import hashlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +28,8 @@ from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
 from medtune.errors import DataError, MedtuneError, TrainingDiverged
-from medtune.evaluate import autocast, default_device, figures, logits_of
+from medtune.evaluate import autocast, default_device, eval_batch, figures, logits_of
+from medtune.seeding import generator, reproducible
 
 CHECK_EVERY = 50
 """Batches between two looks at the losses; each look waits for the device."""
@@ -176,11 +175,11 @@ class Fit(Iterator[EpochResult]):
             raise StopIteration
         epoch, lr, started = self.epoch + 1, self._optimizer.param_groups[0]["lr"], time.perf_counter()
         try:
-            with _reproducible(self.device, _seed(self.config.seed, epoch, "model")):
+            with reproducible(self.device, self.config.seed, epoch, "model"):
                 train = self._train_epoch(epoch)
                 trained = time.perf_counter()
                 val = self._validate(epoch)
-        except Exception:
+        except BaseException:  # half an epoch is not to be gone on from, after Ctrl-C neither
             self._model = None
             raise
         self._scheduler.step()
@@ -264,15 +263,15 @@ class Fit(Iterator[EpochResult]):
         assert self._data is not None
         model, train, config = self.model, self._data.train, self.config
         count = len(train.labels)
-        order = torch.randperm(count, generator=_generator(config.seed, epoch, "order")).to(self.device)
-        generator = _generator(config.seed, epoch, "augmentation")
+        order = torch.randperm(count, generator=generator(config.seed, epoch, "order")).to(self.device)
+        draws = generator(config.seed, epoch, "augmentation")
         labels = train.labels[order]
         bounds = batch_bounds(count, config.batch_size)
         losses = torch.zeros(len(bounds), device=self.device)
         logits = torch.empty((count, self._classes), device=self.device)
         model.train()
         for batch, (start, stop) in enumerate(bounds):
-            images = augment(train.images[order[start:stop]], config.image_size, generator)
+            images = augment(train.images[order[start:stop]], config.image_size, draws)
             with autocast(config.precision, self.device):
                 output = model(images).float()
             loss = F.cross_entropy(output, labels[start:stop])
@@ -292,7 +291,7 @@ class Fit(Iterator[EpochResult]):
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         assert self._data is not None
-        batches = iter(self._data.val.images.split(256 if self.device.type == "cuda" else 64))
+        batches = iter(self._data.val.images.split(eval_batch(self.config.image_size, self.device)))
         logits = logits_of(self.model, batches, self.config.image_size, self.device, self.config.precision).cpu()
         if not torch.isfinite(logits).all():
             loss = F.cross_entropy(logits, torch.from_numpy(self._val_labels)).item()
@@ -326,7 +325,7 @@ def _build(config: TrialConfig, data: PairData) -> nn.Module:
     from medtune import models
 
     # Drawn on the CPU, so that a seed gives the same weights on every device.
-    with _reproducible(torch.device("cpu"), _seed(config.seed, 0, "weights")):
+    with reproducible(torch.device("cpu"), config.seed, 0, "weights"):
         return models.build(config.model, num_classes=len(data.classes), in_channels=3)
 
 
@@ -366,31 +365,3 @@ def _require_finite(losses: Tensor, epoch: int, bounds: list[tuple[int, int]]) -
                 f"train loss is {value} at epoch {epoch}, batch {batch + 1} of {len(bounds)} "
                 f"(images {start + 1} to {stop} of the epoch). A lower learning rate may help"
             )
-
-
-def _seed(seed: int, epoch: int, purpose: str) -> int:
-    """A seed of its own for each stream of randomness."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()[:7])
-
-
-def _generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(seed, epoch, purpose))
-
-
-@contextlib.contextmanager
-def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's own generators seeded, and on CPU deterministic algorithms; everything as before afterwards."""
-    cuda = device.type == "cuda"
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.manual_seed(seed)
-        try:
-            if not cuda:
-                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-                torch.use_deterministic_algorithms(True, warn_only=True)
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medtune.checkpoint import CheckpointStore, Snapshot, best_file, describe, discard, load_weights, read, write
+from medtune.checkpoint import CheckpointStore, Snapshot, best_file, describe, discard, read, write
 from medtune.config import TrialConfig
 from medtune.errors import CheckpointError
+from medtune.weights import load_weights
 
 Make = Callable[..., TrialConfig]
 DATA = {"train": "a", "val": "b"}
@@ -315,3 +316,12 @@ def test_metadata_is_json_in_the_header(tiny_config: Make, tmp_path: Path) -> No
     header = path.read_bytes()
     length = int.from_bytes(header[:8], "little")
     assert json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["medtune"])["epoch"] == 1
+
+
+def test_what_was_read_does_not_hang_on_the_file(tiny_config: Make, tmp_path: Path) -> None:
+    config, store = tiny_config(), CheckpointStore(tmp_path)
+    path = store.save(snapshot(config, 1))
+    found = store.newest(config, DATA)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_equal(found, snapshot(config, 1))

@@ -370,6 +370,26 @@ def test_val_loss_that_is_not_finite(tiny_config: Make, tiny_data: PairData, poi
         next(fit(tiny_config(), tiny_data, device=CPU))
 
 
+def test_half_an_epoch_is_not_gone_on_from(
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C within the second epoch: the object is spent, a new one goes on from the first epoch's checkpoint."""
+    fitting = fit(tiny_config(), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
+    next(fitting)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "figures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(fitting)
+    assert list(fitting) == []
+    resumed = run(tiny_config(), tiny_data, checkpoints=CheckpointStore(tmp_path))
+    assert resumed.start_epoch == 2
+    assert_same(run(tiny_config(), tiny_data), resumed)
+
+
 def test_learning_rate_that_is_too_high_diverges_by_name(tiny_config: Make, tiny_data: PairData) -> None:
     with pytest.raises(TrainingDiverged, match=r"loss is (nan|inf) at epoch"):
         run(tiny_config(optimizer="sgd", lr=1.0, weight_decay=1e6, epochs=8), tiny_data)
