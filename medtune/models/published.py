@@ -51,5 +51,6 @@ def _explain(missing: list[str], unexpected: list[str], wrong: list[tuple[str, S
     for key, theirs, ours in wrong:
         lines.append(f"  shape of {key}: {theirs} in the checkpoint, {ours} in the model")
         if key in CLASSIFIERS and theirs[1:] == ours[1:]:
-            lines.append(f"  the checkpoint is for {theirs[0]} classes, the model for {ours[0]}: build(num_classes={theirs[0]})")
+            hint = f"build(num_classes={theirs[0]})"
+            lines.append(f"  the checkpoint is for {theirs[0]} classes, the model for {ours[0]}: {hint}")
     return "\n".join(lines)

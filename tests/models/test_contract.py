@@ -1,0 +1,177 @@
+"""What every registered model must do."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from medtune.errors import CheckpointError, ConfigError
+from medtune.models import available, build, load_published
+
+ALL = available()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=ALL)
+def model(request) -> nn.Module:
+    """Weights as they start, but running statistics that differ from 0 and 1. In eval mode; tests leave it as it was."""
+    torch.manual_seed(0)
+    built = build(request.param)
+    for module in built.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return built.eval()
+
+
+def images(count: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(height * width))
+
+
+def test_names() -> None:
+    assert {"medmamba_t", "medmamba_s", "medmamba_b", "resnet50"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_classes_and_channels(name) -> None:
+    model = build(name, num_classes=9, in_channels=1).eval()
+    with torch.no_grad():
+        assert model(images(2, 32, 32, channels=1)).shape == (2, 9)
+
+
+@pytest.mark.parametrize("height, width", [(28, 28), (33, 47), (64, 28), (29, 100)])
+def test_any_size(model, height, width) -> None:
+    with torch.no_grad():
+        logits = model(images(2, height, width))
+    assert logits.shape == (2, 2)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradient_reaches_every_parameter(name) -> None:
+    torch.manual_seed(0)
+    model = build(name).train()
+    with torch.no_grad():  # ResNet's branches start with a scale of 0
+        for p in model.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    nn.functional.cross_entropy(model(images(4, 64, 64)), torch.tensor([0, 1, 1, 0])).backward()
+    missing = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_parameter_has_a_gradient_at_28_px(name) -> None:
+    """Where a map has one position nothing decays; the optimizer still finds a gradient, of zeros."""
+    torch.manual_seed(0)
+    model = build(name).train()
+    nn.functional.cross_entropy(model(images(4, 28, 28)), torch.tensor([0, 1, 1, 0])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bf16_autocast(model) -> None:
+    x = images(4, 40, 40)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(x)
+    assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.01
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_seed_decides_the_weights(name) -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        return build(name).state_dict()
+
+    first, again, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(v, again[k]) for k, v in first.items())
+    assert any(not torch.equal(v, other[k]) for k, v in first.items())
+
+
+def test_an_image_is_judged_alone(model) -> None:
+    x = images(5, 32, 32)
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(x[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["as it is", "wrapped"])
+def test_checkpoint_round_trip(model, request, wrapped) -> None:
+    file = io.BytesIO()
+    state = model.state_dict()
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, file)
+    file.seek(0)
+    other = build(request.node.callspec.params["model"])
+    load_published(other, torch.load(file, weights_only=True))
+    x = images(2, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), model(x))
+
+
+def test_checkpoint_without_step_counters(model, request) -> None:
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    load_published(build(request.node.callspec.params["model"]), state)
+
+
+def test_wrong_checkpoint_is_explained_and_changes_nothing(model) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = {k: v + 1 for k, v in before.items()}
+    gone, _, odd, *_ = state
+    del state[gone]
+    state[odd] = torch.zeros(7, 5)
+    state["extra.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as error:
+        load_published(model, state)
+    said = str(error.value)
+    assert gone in said and "extra.weight" in said
+    assert f"{odd}: (7, 5) in the checkpoint, {tuple(before[odd].shape)} in the model" in said
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "resnet50"])
+def test_classifier_of_another_width_is_named(name) -> None:
+    with pytest.raises(CheckpointError, match=r"for 9 classes, the model for 2: build\(num_classes=9\)"):
+        load_published(build(name), build(name, num_classes=9).state_dict())
+
+
+def test_something_else_than_a_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="missing in the checkpoint"):
+        load_published(build("resnet50"), {"epoch": 3})
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'medmamba_t'"):
+        build("medmanba_t")
+
+
+@pytest.mark.parametrize("numbers", [{"num_classes": 0}, {"in_channels": 0}])
+def test_numbers_below_one(numbers) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        build("resnet50", **numbers)
+
+
+def test_names_are_light_to_import() -> None:
+    code = "import sys, medtune.models, medtune.ops; medtune.models.available(); print({'torch', 'timm'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_weight_decay_names_parameters(name) -> None:
+    model = build(name)
+    names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    assert names <= {key for key, _ in model.named_parameters()}
+    if name.startswith("medmamba"):
+        assert names == {k for k, _ in model.named_parameters() if k.rsplit(".", 1)[-1] in ("A_logs", "Ds")} != set()
