@@ -377,7 +377,7 @@ def test_half_an_epoch_is_not_gone_on_from(
     fitting = fit(tiny_config(), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path))
     next(fitting)
 
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
