@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from medtune.config import TrialConfig
@@ -79,10 +79,9 @@ class CheckpointStore:
         path = self._path("last", snapshot.epoch)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("*.safetensors.tmp"):
-                leftover.unlink()
+            _delete_leftovers(self.folder)
         except OSError as error:
-            raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from error
+            raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
         if snapshot.best_epoch != self._best_here:
             best = {**about, "kind": "best", "epoch": snapshot.best_epoch}
             write(self._path("best", snapshot.best_epoch), snapshot.best, best)
@@ -137,6 +136,7 @@ def discard(folder: Path, *, keep_best: bool) -> None:
     """Delete the checkpoints in a folder, all or all but the best weights."""
     best = best_file(folder) if keep_best else None
     _delete(folder, {best} if best else set())
+    _delete_leftovers(folder)
 
 
 def best_file(folder: Path) -> Path | None:
@@ -152,17 +152,18 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     metadata = {_KEY: text, _DIGEST: _digest(text, plain)}
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        save_file(plain, temporary, metadata)
-        with temporary.open("rb") as file:
+        # Not save_file: killed, it leaves files of its own naming behind, which nobody would clear away.
+        with temporary.open("wb") as file:
+            file.write(save(plain, metadata))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         with _opened(path.parent) as folder:
             os.fsync(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointError(f"cannot write checkpoint {path}: {reason}") from error
+        raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -257,6 +258,12 @@ def _delete(folder: Path, kept: set[Path]) -> None:
                 # A file that cannot be deleted costs room, not the trial.
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """What a process that was killed while it wrote left behind."""
+    for leftover in Path(folder).glob("*.safetensors.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _files(folder: Path, kind: str) -> list[tuple[int, Path]]:

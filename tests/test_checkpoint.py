@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +221,9 @@ def test_leftovers_of_a_killed_process_go(tiny_config: Make, tmp_path: Path) -> 
     (tmp_path / "notes.txt").write_text("mine")
     CheckpointStore(tmp_path).save(snapshot(tiny_config(), 1))
     assert names(tmp_path) == ["best-0001.safetensors", "last-0001.safetensors", "notes.txt"]
+    (tmp_path / "last-0002.safetensors.tmp").write_text("half")
+    discard(tmp_path, keep_best=False)
+    assert names(tmp_path) == ["notes.txt"]
 
 
 def test_discard_keeps_the_best_weights_or_nothing(tiny_config: Make, tmp_path: Path) -> None:
@@ -325,3 +331,40 @@ def test_what_was_read_does_not_hang_on_the_file(tiny_config: Make, tmp_path: Pa
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert_equal(found, snapshot(config, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_kill_at_any_moment_leaves_a_good_checkpoint(tiny_config: Make, tmp_path: Path) -> None:
+    """A child saves without pause and is killed; the newest checkpoint is good, and is the last or last but one begun."""
+
+    def large(config: TrialConfig, epoch: int) -> Snapshot:
+        made = snapshot(config, epoch, max(1, epoch - epoch % 3))
+        made.model["more"] = torch.full((1 << 20,), float(epoch))  # type: ignore[index]
+        return made
+
+    config, store = tiny_config(), CheckpointStore(tmp_path)
+    store.save(large(config, 1))
+    for kill in range(15):
+        reader, writer = os.pipe()
+        before = CheckpointStore(tmp_path).newest(config, DATA)
+        assert before is not None
+        child = os.fork()
+        if child == 0:
+            for epoch in range(before.epoch + 1, before.epoch + 1000):
+                os.write(writer, epoch.to_bytes(4, "big"))
+                store.save(large(config, epoch))
+            os._exit(0)
+        os.close(writer)
+        time.sleep(0.01 + 0.004 * kill)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        begun = os.read(reader, 4000)
+        os.close(reader)
+        kinds = {re.sub(r"-\d+", "", name) for name in names(tmp_path)}
+        assert kinds <= {f"{kind}.safetensors{end}" for kind in ("last", "best") for end in ("", ".tmp")}
+        store = CheckpointStore(tmp_path)
+        after = store.newest(config, DATA)
+        assert after is not None and store.problems == []
+        last = int.from_bytes(begun[-4:], "big") if begun else before.epoch
+        assert last - 1 <= after.epoch <= last
+        assert_equal(after, large(config, after.epoch))
