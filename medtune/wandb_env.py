@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import netrc
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,14 @@ _SAME_SERVICE = ("api.wandb.ai", "api.forge.coreweave.com")
 
 class TrackingError(MedtuneError):
     """W&B runs that cannot be uploaded as things are."""
+
+
+class ServerUnreachable(TrackingError):
+    """No server, or none that works now: worth another try later."""
+
+
+class KeyRefused(TrackingError):
+    """The server works and does not take the key: no use in trying again."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,43 @@ def how_to_log_in() -> str:
     return "Set one with `wandb login` or WANDB_API_KEY; for a server of your own set WANDB_BASE_URL as well."
 
 
-def offline_environment() -> None:
-    """Prepare this process for offline runs: nothing of the user's W&B set-up may rename, redirect or report them."""
-    kept = ("WANDB_ENTITY", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_HOST", "WANDB_USERNAME")
-    for name in [n for n in os.environ if n.startswith("WANDB_") and n not in kept]:
-        del os.environ[name]
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without what would rename, redirect or switch off runs that are ours to name and place."""
+    kept = "ENTITY USERNAME USER_EMAIL HOST CACHE_DIR CONFIG_DIR DATA_DIR IDENTITY_TOKEN_FILE CREDENTIALS_FILE"
+    names = {f"WANDB_{name}" for name in [*kept.split(), "INSECURE_DISABLE_SSL"]}
+    rest = {name: value for name, value in environment.items() if not name.startswith("WANDB_") or name in names}
     # Without this wandb reports its own exceptions over the network.
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    return rest | {"WANDB_ERROR_REPORTING": "false"}
+
+
+def check(account: Account) -> None:
+    """Ask the server who the key's owner is. Takes 15 s at most; raises TrackingError where uploads would fail."""
+    import requests
+
+    auth = ("api", account.key) if account.key else None
+    query = {"query": "query Viewer { viewer { id } }"}
+    try:
+        answer = requests.post(f"{account.url}/graphql", json=query, auth=auth, timeout=(5, 10))
+    except requests.RequestException as error:
+        raise ServerUnreachable(f"{account.url} does not answer ({_root(error)})") from None
+    if answer.status_code in (401, 403):
+        raise KeyRefused(f"{account.url} refuses the key (HTTP {answer.status_code}). {how_to_log_in()}")
+    if answer.status_code != 200:
+        raise ServerUnreachable(f"{account.url} answers with HTTP {answer.status_code}")
+    try:
+        viewer = (answer.json().get("data") or {}).get("viewer")
+    except (ValueError, AttributeError):
+        raise ServerUnreachable(f"{account.url} does not answer as a W&B server does: check WANDB_BASE_URL") from None
+    if viewer is None and account.key:
+        raise KeyRefused(f"{account.url} does not know the key. {how_to_log_in()}")
+
+
+def _root(error: Exception) -> str:
+    """The last cause: what requests says of it repeats the address and names objects."""
+    if "timed out" in str(error):
+        return "no answer in time"
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return str(reason or error).rpartition(": ")[2]
 
 
 def _settings_file() -> dict[str, str]:

@@ -8,20 +8,27 @@ it appends, so what is sent twice is there twice, and what a killed process had 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from medtune import record as local
-from medtune.wandb_env import offline_environment
+from medtune.wandb_env import clean_environment
 
 MARK = "medtune.json"
 """Beside a run's file: whose it is, and, once it is whole, how it ended."""
 
-_CURVES = "curves/"
+LONGEST_SECONDS = 60.0
+"""The longest that a trial waits for any one call of wandb's; after the first they take hundredths of a second."""
+
 _log = logging.getLogger(__name__)
+_hangs = threading.Event()
+"""Set once a call of wandb's did not come back: this process does not wait for it again."""
 
 
 def run_id(study_id: str, number: int) -> str:
@@ -53,6 +60,7 @@ class WandbRun:
         self.directory: Path | None = None
         self._run: Any = None
         self._pending: dict[str, Any] = {}
+        self._curves: dict[str, Mapping[str, Any]] = {}
         self._tested_epoch: Any = None
         self._last_epoch = 0
         self._earlier = local.earlier_epochs(record.folder) if record else []
@@ -84,7 +92,7 @@ class WandbRun:
         if self._run is None and action != self._start:
             return
         try:
-            action(*args)
+            _bounded(action, *args)
         except (Exception, SystemExit) as error:  # wandb's teardown calls sys.exit
             self._run = None
             self._warn(f"W&B is off for this attempt: {type(error).__name__}: {error}")
@@ -115,7 +123,8 @@ class WandbRun:
         except Exception as error:
             # A service that died leaves the connection behind for every later run of this process: start afresh.
             self._warn(f"W&B's service is started again: {type(error).__name__}: {error}")
-            wandb.teardown()
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown()
             run = wandb.init(settings=_settings(wandb, folder), **given)
         self.directory = Path(run.settings.sync_dir)
         self._write_mark()
@@ -125,8 +134,8 @@ class WandbRun:
 
     def _log_epoch(self, values: Mapping[str, Any]) -> None:
         self._replay(before=int(values["epoch"]))
-        self._log_row(values, self._pending)
-        self._pending = {}
+        tested, self._pending = self._pending, {}
+        self._log_row(values, tested)
 
     def _replay(self, before: int | None = None) -> None:
         earlier, self._earlier = self._earlier, []
@@ -137,22 +146,25 @@ class WandbRun:
                 news = tested.get("epoch") != self._tested_epoch
                 self._log_row(line, _external_names(tested) if news else {})
 
-    def _log_row(self, values: Mapping[str, Any], tested: Mapping[str, Any]) -> None:
+    def _log_row(self, values: Mapping[str, Any], tested: Mapping[str, Any], step: int | None = None) -> None:
         self._tested_epoch = tested.get("external/epoch", self._tested_epoch)
         self._last_epoch = int(values["epoch"])
-        row = _numbers(values) | _numbers(values.get("metrics") or {}) | _numbers(tested)
-        self._run.log(row | _plots_of(tested), step=self._last_epoch)
+        step = self._last_epoch if step is None else step
+        row: dict[str, Any] = _numbers(values) | _numbers(values.get("metrics") or {}) | _numbers(tested)
+        for name, curves in self._curves.items():
+            row |= _plots(self._run, curves, name, step)
+        self._curves = {}
+        self._run.log(row, step=step, commit=True)
 
     def _keep_external(self, metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
         self._pending |= _external_names(metrics)
-        self._pending |= _plots(curves, "external") | _plots(curves.get("matched") or {}, "external_matched")
+        self._curves = {"external": curves, "external_matched": curves.get("matched") or {}}
 
     def _finish(self, state: str, summary: Mapping[str, Any]) -> None:
         self._replay()
         if self._pending:
             # The last epoch was trained by an attempt that did not live to test it: it has its row already.
-            row = {"epoch": self._last_epoch} | _numbers(self._pending) | _plots_of(self._pending)
-            self._run.log(row, step=self._last_epoch + 1)
+            self._log_row({"epoch": self._last_epoch}, self._pending, step=self._last_epoch + 1)
         self._run.summary.update(local.plain(_external_names(summary)) | {"state": state})
         self._run.tags = (*(self._run.tags or ()), state.lower())
         if state == "INTERRUPTED":
@@ -165,9 +177,34 @@ class WandbRun:
         local.write_json(self.directory / MARK, self.mark | more)
 
 
+def _bounded(action: Callable[..., None], *args: Any) -> None:
+    """Call wandb from a thread that can be left behind: some of its waits have no end."""
+    if _hangs.is_set():
+        raise TimeoutError("W&B's service hangs since an earlier trial of this process")
+    outcome: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            action(*args)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="wandb")
+    thread.start()
+    thread.join(LONGEST_SECONDS)
+    if thread.is_alive():
+        _hangs.set()
+        raise TimeoutError(f"no answer from W&B's service within {LONGEST_SECONDS:.0f} s")
+    if outcome:
+        raise outcome[0]
+
+
 def _library() -> Any:
     """wandb, imported late: it takes a second, and only where its environment is ours."""
-    offline_environment()
+    environment = clean_environment(os.environ)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
     import wandb
 
     return wandb
@@ -212,31 +249,30 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _plots(curves: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _plots(run: Any, curves: Mapping[str, Any], name: str, step: int) -> dict[str, Any]:
     """ROC curve and confusion matrix as W&B draws them, from tables alone."""
     import wandb
 
-    plots: dict[str, Any] = {}
     classes = [str(label) for label in curves.get("classes") or ()]
+    plots: dict[str, Any] = {}
+
+    def plot(kind: str, spec: str, columns: Sequence[str], data: list[list[Any]], fields: str, **texts: str) -> None:
+        key = f"curves/{name}/{kind}"
+        table = wandb.Table(columns=list(columns), data=data)
+        # Bound here, the table is a file of the run; left to `log`, it becomes an artifact, of which every upload of
+        # the run would make another version.
+        table.bind_to_run(run, f"{key}_table", step)
+        drawn = dict(zip(fields.split(), columns, strict=True))
+        plots[key] = wandb.plot_table(spec, table, drawn, texts)
+
     if roc := curves.get("roc"):
-        points = [[classes[1] if len(classes) > 1 else "1", *p] for p in zip(roc["fpr"], roc["tpr"], strict=True)]
-        plots[f"{_CURVES}{name}/roc"] = wandb.plot_table(
-            "wandb/area-under-curve/v0",
-            wandb.Table(columns=["class", "fpr", "tpr"], data=points),
-            {"x": "fpr", "y": "tpr", "class": "class"},
-            {"title": f"ROC, {name}", "x-axis-title": "1 - specificity", "y-axis-title": "sensitivity"},
-        )
+        label = classes[1] if len(classes) > 1 else "1"
+        points = [[fpr, tpr, label] for fpr, tpr in zip(roc["fpr"], roc["tpr"], strict=True)]
+        titles = {"x-axis-title": "1 - specificity", "y-axis-title": "sensitivity"}
+        plot("roc", "wandb/area-under-curve/v0", ("fpr", "tpr", "class"), points, "x y class", title=name, **titles)
     if confusion := curves.get("confusion"):
         labels = classes or [str(i) for i in range(len(confusion))]
         cells = [[labels[i], labels[j], n] for i, row in enumerate(confusion) for j, n in enumerate(row)]
-        plots[f"{_CURVES}{name}/confusion"] = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells),
-            {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-            {"title": f"Confusion matrix, {name}"},
-        )
+        columns = ("Actual", "Predicted", "nPredictions")
+        plot("confusion", "wandb/confusion_matrix/v1", columns, cells, " ".join(columns), title=name)
     return plots
-
-
-def _plots_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name.startswith(_CURVES)}
