@@ -1,5 +1,8 @@
-"""3x3 convolution of tiny maps. With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's
-CPU kernels take longer than on the eight times larger maps before (`benchmarks/scan.py --model` has the whole step)."""
+"""3x3 convolution of tiny maps.
+
+With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's CPU kernels take several times as
+long as the matrix products below (`python benchmarks/models.py` times whole training steps).
+"""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def plan(device: torch.device, batch: int, length: int, state: int) -> Plan:
     (3 MB a tensor of states) and on an H200 (512 MB a tensor).
     """
     if device.type == "cpu":
-        images = _even(batch, 98304 // state)
+        images = _even(batch, min(8, 196608 // state))
         return Plan(images, _even(length, 786432 // (images * state)), lanes=1)
     lanes = math.isqrt(length)
     return Plan(_even(batch, 2**27 // (length * state)), -(-length // lanes), lanes)
