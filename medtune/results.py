@@ -208,7 +208,9 @@ def print_best(answer: Mapping[str, Any]) -> None:
     for place, trial in enumerate(answer["trials"], 1):
         head = "best configuration" if place == 1 else f"number {place}"
         print(f"{head}: trial {trial['number']} of study {answer['study']}")
-        print(f"  {brief(trial['params'])}")
+        config = trial["config"]
+        print(f"  {brief({'model': config['model'], **trial['params']})}")
+        print(f"  {config['image_size']} px, batch {config['batch_size']}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
         print(f"  val at its best epoch, {trial['best'].get('epoch')}: {_figures(trial['best'], 'val')}")
         print_figures(trial["external"] | {"external/name": answer["external_set"]})

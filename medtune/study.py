@@ -25,6 +25,7 @@ from medtune.errors import StudyError
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
+from medtune.wandb_sync import Uploader
 
 Settings = Mapping[str, Any]
 
@@ -99,8 +100,18 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         )
         progress.begin(conductor, conductor.recover())
         if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
-            with progress:
-                _tune(folder, config, conductor, definition, progress, trainable)
+            uploader = Uploader(folder, config.wandb, say=progress.say)
+            uploader.start()
+            progress.say(f"  {uploader.describe()}")
+            patience = 3.0
+            try:
+                with progress:
+                    _tune(folder, config, conductor, definition, progress, trainable)
+                patience = 20.0
+            finally:
+                report = uploader.stop(patience)
+            if config.wandb == "auto" and (report.uploaded or report.left):
+                progress.say(report.describe())
         progress.end()
     return folder
 
