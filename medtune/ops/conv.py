@@ -32,7 +32,7 @@ class Conv3x3(nn.Conv2d):
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         """Only the kernel's centre meets the map."""
-        centre = self.weight[:, :, 1, 1]
+        centre = self.weight.flatten(2)[:, :, 4]
         return F.linear(x, centre, self.bias) if self.groups == 1 else x * centre[:, 0] + self.bias
 
     def _small(self, x: Tensor) -> Tensor:

@@ -184,7 +184,10 @@ class _Scan(torch.autograd.Function):
                 entering.append(room.run(B_, enter))
                 enter = room.states[-1][-1].clone()
                 out = torch.bmm(C_.reshape(-1, 1, C_.shape[-1]), room.flat_state).view(y_.shape)
-                y_.copy_(out if D is None else out.addcmul_(D.unsqueeze(1), u_))
+                if D is None:
+                    y_.copy_(out)
+                else:
+                    torch.addcmul(out, D.unsqueeze(1), u_, out=y_)
         ctx.save_for_backward(u, delta, A, B, C, D, bias)
         ctx.softplus, ctx.cut, ctx.entering = softplus, cut, entering
         return y
@@ -209,12 +212,11 @@ class _Scan(torch.autograd.Function):
                     dC_.copy_(torch.bmm(rows_dy, room.flat_state.mT).view(dC_.shape))
                     dB_.copy_(torch.bmm(rows_x, room.flat_grad.mT).view(dB_.shape))
                     dx = torch.bmm(rows_B, room.flat_grad).view(u_.shape)
-                    ddelta_.copy_(room.delta_grad(enter, dx, u_))
-                    dx.mul_(room.delta)
+                    torch.mul(dx, room.delta, out=du_)
                     if D is not None and rooms.dD is not None:
-                        dx.addcmul_(D.unsqueeze(1), dy_)
+                        du_.addcmul_(D.unsqueeze(1), dy_)
                         rooms.dD.add_((dy_ * u_).sum((0, 1, 3)))
-                    du_.copy_(dx)
+                    room.delta_grad(enter, dx.mul_(u_), ddelta_)
         return du, ddelta, rooms.dA, dB, dC, rooms.dD, rooms.dbias, None, None
 
 
@@ -321,22 +323,23 @@ class _Room:
             after = here.addcmul_(decay, after)
         return self.decays[0][0] * after[0] if entered else None
 
-    def delta_grad(self, entering: Tensor | None, dx: Tensor, u: Tensor) -> Tensor:
-        """Gradient of delta as it was given; adds to A's and the bias's; uses up decay and state."""
-        out = dx * u
+    def delta_grad(self, entering: Tensor | None, ddelta: Tensor, out: Tensor) -> None:
+        """Write the gradient of delta as it was given, from what reaches it through the inputs, and add to A's and the
+        bias's. Uses up decay and state."""
         first = int(entering is None)
         if entering is not None:
             self.decays[0].mul_(entering)
         self.decay[1:].mul_(self.state[:-1])
         q = self.decay[first:].mul_(self.grad[first:])  # d loss / d (delta A)
-        out[first:] += torch.mul(q, self.shared.A, out=self.state[first:]).sum(-2)
+        ddelta[first:] += torch.mul(q, self.shared.A, out=self.state[first:]).sum(-2)
         q.mul_(self.delta[first:].unsqueeze(-2))
         self.shared.dA.add_(q.flatten(0, 1).sum(0).sum(1))
         if self.shared.softplus:
-            out.mul_(self.raw.sigmoid_())
+            torch.mul(ddelta, self.raw.sigmoid_(), out=out)
+        else:
+            out.copy_(ddelta)
         if self.shared.dbias is not None:
             self.shared.dbias.add_(out.sum((0, 1, 3)))
-        return out
 
 
 def _step_through(inputs: Sequence[Tensor], decays: Sequence[Tensor]) -> Tensor:
