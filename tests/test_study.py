@@ -82,7 +82,7 @@ def test_new_takes_the_next_free_name(played):
     config, _ = played
     assert study_name(config, "kill") == "kill"
     assert study_name(replace(config, new=True), "kill") == "kill-2"
-    assert study_name(replace(config, name=None, new=True), "other") == "other-full"
+    assert study_name(replace(config, name=None, new=True), "other") == "other-laptop"
 
 
 def test_best_ranks_by_val_among_those_trained_to_the_end(played):
@@ -110,6 +110,16 @@ def test_commands_answer_in_json(played, capsys):
     assert json.loads(capsys.readouterr().out)[0]["name"] == "kill"
     assert cli.main(["best", "kil", "--storage", str(config.storage)]) == 2
     assert "Did you mean 'kill'" in capsys.readouterr().err
+
+
+def test_one_trial_at_a_time_two_studies_of_one_seed_are_equal(tmp_path):
+    rows = []
+    for name in ("a", "b"):
+        config = replace(kill_resume.config(tmp_path, 8), name=name, concurrent=1)
+        run_study(config, definition("kill"), PlayedTrial)
+        study = load_study(name, tmp_path)
+        rows.append([(row.state, row.epoch, row.value, row.settings) for row in study.rows])
+    assert rows[0] == rows[1]
 
 
 def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp_path):

@@ -1,0 +1,128 @@
+"""One attempt at a trial, without Ray: what it reports, when it tests, how it goes on and how it fails."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from medtune import trial as trial_module
+from medtune.errors import TrainingDiverged
+from medtune.search.conductor import attempt_folder
+from medtune.tracking import read_epochs, read_final
+from medtune.trial import Attempt, AttemptSpec
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch):
+    """Sixteen images to validate and test on: the attempt is what is tested."""
+    whole = trial_module._data
+
+    def few(*args):
+        data = whole(*args)
+        part = {name: getattr(data, name).take(np.arange(0, 64, 2)) for name in ("val", "test")}
+        return replace(data, **part)
+
+    monkeypatch.setattr(trial_module, "_data", few)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config(train_limit=32, external_limit=16, resamples=20)
+
+
+def spec(config, folder, attempt=1, **more):
+    values = {
+        "number": 7,
+        "attempt": attempt,
+        "config": config.to_dict(),
+        "study": "s-1",
+        "folder": str(folder),
+        "rungs": (1, 2),
+        "data_dir": None,
+        "external_dir": None,
+        "external_fallback": False,
+        "wandb": "off",
+        "wandb_project": "p",
+        "threads": 1,
+    }
+    return AttemptSpec(**values | more)
+
+
+def play(attempt, epochs):
+    return [attempt.next_report() for _ in range(epochs)]
+
+
+def figures(report):
+    """What must not depend on interruptions: all but the clock and the attempt."""
+    return {k: v for k, v in report.to_dict().items() if k not in ("seconds", "attempt", "node")}
+
+
+def test_an_uninterrupted_and_an_interrupted_trial_report_the_same(config, tmp_path):
+    straight = play(Attempt(spec(config, tmp_path / "a")), 4)
+    first = Attempt(spec(config, tmp_path / "b"))
+    begun = play(first, 2)
+    first.close()
+    second = Attempt(spec(config, tmp_path / "b", attempt=2))
+    going_on = play(second, 2)
+    assert [figures(r) for r in begun] == [figures(r) for r in straight[:2]]
+    last, wanted = figures(going_on[-1]), figures(straight[-1])
+    # A test of unchanged best weights is not repeated; the figures are those of the same weights either way.
+    assert last == wanted
+    assert straight[-1].status == "complete" and [r.epoch for r in going_on] == [3, 4]
+
+
+def test_external_figures_at_rungs_and_at_the_end_own_test_at_the_end(config, tmp_path):
+    reports = play(Attempt(spec(config, tmp_path)), 4)
+    assert all(r.external for r in reports[:2]) and "external/auc" in reports[0].external
+    assert "external_matched/auc" in reports[0].external
+    assert not any(key.startswith("test/") for key in reports[2].external)
+    end = reports[3].external
+    assert {"external/auc/low", "external/auc/high", "test/auc", "test/loss"} <= set(end)
+    assert not any(key.startswith("cpn") for key in end), "synthetic images are not CPN"
+
+
+def test_at_most_one_external_test_for_the_same_weights(config, tmp_path, monkeypatch):
+    tested = []
+    real = trial_module.external_test
+    monkeypatch.setattr(trial_module, "external_test", lambda *a: tested.append(1) or real(*a))
+    reports = play(Attempt(spec(config, tmp_path)), 4)
+    bests = {r.best["epoch"] for r in (reports[0], reports[1], reports[3])}
+    assert len(tested) == len(bests) <= 3
+
+
+def test_the_record_is_written_before_the_report_and_readable_while_running(config, tmp_path):
+    attempt = Attempt(spec(config, tmp_path))
+    folder = attempt_folder(tmp_path / "trials", 7, 1)
+    report = attempt.next_report()
+    lines = read_epochs(folder)
+    assert [line["epoch"] for line in lines] == [1] and lines[0]["report"] == json.loads(json.dumps(report.to_dict()))
+    assert read_final(folder) is None
+    play(attempt, 3)
+    assert read_final(folder)["status"] == "complete"
+
+
+def test_what_goes_wrong_in_a_trial_is_its_failure_with_a_cause(config, tmp_path, monkeypatch):
+    def diverge(*_, **__):
+        raise TrainingDiverged("train loss is nan at epoch 1")
+
+    monkeypatch.setattr(trial_module, "fit", diverge)
+    report = Attempt(spec(config, tmp_path)).next_report()
+    assert (report.status, report.cause) == ("fail", "TrainingDiverged: train loss is nan at epoch 1")
+    assert read_final(attempt_folder(tmp_path / "trials", 7, 1))["status"] == "fail"
+
+
+def test_data_that_are_gone_fail_the_trial_with_the_way_out(config, tmp_path):
+    real = config.replace(pair="pneumoniamnist-cpn")
+    report = Attempt(spec(real, tmp_path, data_dir=str(tmp_path / "none"))).next_report()
+    assert report.status == "fail" and "medtune data get" in report.cause
+
+
+def test_wandb_that_breaks_changes_nothing(config, tmp_path, monkeypatch):
+    plain = play(Attempt(spec(config, tmp_path / "a")), 4)
+
+    def broken(self, *_, **__):
+        raise RuntimeError("wandb is broken")
+
+    monkeypatch.setattr("medtune.wandb_run.WandbRun._start", broken)
+    with_wandb = play(Attempt(spec(config, tmp_path / "b", wandb="auto")), 4)
+    assert [figures(r) for r in with_wandb] == [figures(r) for r in plain]
