@@ -33,9 +33,8 @@ def ours(trials: int, folder: Path) -> dict[str, float]:
         return number
 
     Ledger.ask = timed  # type: ignore[assignment,method-assign]
-    config = StudyConfig(
-        preset="laptop", trials=trials, storage=folder, wandb="off", trial=TrialConfig(epochs=1, milestones=(), pair="synthetic")
-    )
+    trial = TrialConfig(epochs=1, milestones=(), pair="synthetic")
+    config = StudyConfig(preset="laptop", trials=trials, storage=folder, wandb="off", trial=trial)
     started = time.perf_counter()
     study = load_study(str(run_study(config, definition(), PlayedTrial)))
     seconds = time.perf_counter() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
@@ -17,7 +18,7 @@ def expected_epochs(config: StudyConfig) -> float:
     """Epochs of a trial on average, when each rung keeps one in `reduction`."""
     marks = (0, *config.rungs(), config.trial.epochs)
     share, total = 1.0, 0.0
-    for start, stop in zip(marks, marks[1:], strict=False):
+    for start, stop in itertools.pairwise(marks):
         total += share * (stop - start)
         share /= config.reduction
     return total

@@ -59,7 +59,7 @@ def test_a_bad_study_setting_names_field_value_and_rule(field, value, rule):
 
 
 def test_an_unknown_name_has_the_nearest_right_one():
-    with pytest.raises(ConfigError, match="unknown setting 'lerning_rate'|unknown setting 'momentun'. Did you mean 'momentum'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'momentun'\. Did you mean 'momentum'"):
         TrialConfig.from_dict({"momentun": 0.5})
     with pytest.raises(ConfigError, match="Did you mean 'gamma'"):
         TrialConfig().replace(gama=0.5)

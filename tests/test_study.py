@@ -102,7 +102,7 @@ def test_an_unknown_metric_names_those_there_are(played):
 
 
 def test_commands_answer_in_json(played, capsys):
-    config, folder = played
+    config, _ = played
     assert cli.main(["trials", "kill", "--storage", str(config.storage), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [item["number"] for item in found] == list(range(len(found)))

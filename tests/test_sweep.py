@@ -78,5 +78,5 @@ def test_broken_data_are_an_error_not_a_reason_to_fall_back(nothing_here, tmp_pa
     folder = tmp_path / "MEDTUNE_DATA"
     folder.mkdir()
     (folder / "pneumoniamnist.npz").write_bytes(b"PK broken")
-    with pytest.raises(DataError, match="pneumoniamnist.npz"):
+    with pytest.raises(DataError, match=r"pneumoniamnist\.npz"):
         sweep.with_what_is_there(parse("--preset", "laptop", "--fallback")[0], "medmamba")
