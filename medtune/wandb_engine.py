@@ -11,9 +11,10 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,32 @@ class UploadFailed(Exception):
 
 
 @dataclass
+class Trouble:
+    """What wandb-core waits for, if that is a server that failed, and since when."""
+
+    what: str = ""
+    since: float = 0.0
+
+    def set(self, what: set[str]) -> None:
+        """Take note of what is wrong now."""
+        if what and not self.what:
+            self.since = time.monotonic()
+        self.what = "; ".join(sorted(what))
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is more than a hiccup."""
+        return bool(self.what) and time.monotonic() - self.since > 2
+
+
+@dataclass
 class Upload:
     """A run on its way."""
 
     file: RunFile
     follow: bool
     """Whether it is being written to."""
-    trouble: list[str] = field(default_factory=list)
-    """What wandb-core waits for at the moment, if that is the server."""
+    trouble: Trouble = field(default_factory=Trouble)
     task: asyncio.Future[None] = field(init=False)
 
 
@@ -83,11 +102,11 @@ class Engine:
         account = find_account()
         assert account is not None
         said = ""
-        while not self.reachable and self.deadline is None:
-            # Not awaited once told to stop: a server that says nothing takes its time.
+        while not (self.reachable or (said and self.deadline is not None)):
+            # A server that says nothing takes longer to ask than there is time at the end.
             asking = asyncio.ensure_future(asyncio.to_thread(check, account))
             while not asking.done():
-                if self.deadline is not None:
+                if self.deadline is not None and (said or time.monotonic() > self.deadline):
                     return
                 await asyncio.wait({asking}, timeout=0.1)
             try:
@@ -113,7 +132,7 @@ class Engine:
 
     def _over(self, waiting: list[RunFile]) -> bool:
         if self.deadline is not None:
-            hopeless = bool(self.uploads) and all(upload.trouble for upload in self.uploads.values())
+            hopeless = bool(self.uploads) and all(upload.trouble.lasting for upload in self.uploads.values())
             return hopeless or time.monotonic() > self.deadline or not (self.uploads or waiting)
         # The server began to fail: what is left would fail as well, slowly.
         return not self.live and (self.failures >= 3 or not (self.uploads or waiting))
@@ -165,7 +184,7 @@ class Engine:
         except Exception as error:
             why = f"no end within {limit} s" if isinstance(error, TimeoutError) else str(error) or repr(error)
             # What the server did says more than what wandb-core concludes from it.
-            self.failed[file.run] = "; ".join(upload.trouble) or why
+            self.failed[file.run] = upload.trouble.what or why
             self.failures += 1
             self.again[file.run] = time.monotonic() + min(300, 15 * 2 ** min(self.failures, 5))
             self.emit("failed", run=file.run, number=file.number, why=self.failed[file.run])
@@ -176,35 +195,44 @@ class Engine:
 class Core:
     """wandb-core, through the calls that `wandb beta sync` of wandb 0.31 makes: the one place that knows them."""
 
-    def __init__(self, live: bool, log_folder: Path) -> None:
+    def __init__(self, live: bool) -> None:
         from wandb.sdk import wandb_setup
 
         self.setup = wandb_setup.singleton()
         self.settings = self.setup.settings.model_copy()
         self.settings.update_from_dict(
             {
-                "root_dir": str(log_folder),
                 "silent": True,
                 "x_graphql_timeout_seconds": 15,
                 "x_file_stream_timeout_seconds": 15,
-                "x_file_stream_transmit_interval": 10,
+                "x_file_stream_transmit_interval": 10 if live else 1,
             }
         )
         if not live:
-            once = {"retry_max": 3, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 4}
+            once = {"retry_max": 2, "retry_wait_min_seconds": 1, "retry_wait_max_seconds": 2}
             for part in ("graphql", "file_stream", "file_transfer"):
                 self.settings.update_from_dict({f"x_{part}_{name}": value for name, value in once.items()})
             self.settings.update_from_dict({"x_file_transfer_timeout_seconds": 30})
         self.service = self.setup.ensure_service()
 
-    async def sync(self, path: Path, follow: bool, trouble: list[str]) -> None:
+    async def sync(self, path: Path, follow: bool, trouble: Trouble) -> None:
         """Upload one file; `follow`: until its run ends. Raises UploadFailed if the server did not take all of it."""
+        with tempfile.TemporaryDirectory(prefix="medtune-wandb-") as logs:
+            errors = await self._operate(path, follow, trouble, Path(logs))
+            # Files of a run (its tables, its summary) that were given up show in wandb-core's log alone.
+            errors = errors or sorted(set(_given_up(Path(logs))))[:1]
+        if errors:
+            raise UploadFailed("; ".join(dict.fromkeys(error.partition("] ")[2] or error for error in errors)))
+
+    async def _operate(self, path: Path, follow: bool, trouble: Trouble, logs: Path) -> list[str]:
+        settings = self.settings.model_copy()
+        settings.update_from_dict({"root_dir": str(logs)})
         request = await self.service.init_sync(
             {path},
-            self.settings,
+            settings,
             cwd=None,
             live=follow,
-            entity=self.settings.entity or "",
+            entity=settings.entity or "",
             project="",
             run_id="",
             job_type="",
@@ -218,11 +246,9 @@ class Core:
             response = await handle.wait_async(timeout=None)
         finally:
             watch.cancel()
-        errors += [message.content for message in response.messages if message.severity >= _ERROR]
-        if errors:
-            raise UploadFailed("; ".join(dict.fromkeys(error.partition("] ")[2] or error for error in errors)))
+        return errors + [message.content for message in response.messages if message.severity >= _ERROR]
 
-    async def _watch(self, operation: str, errors: list[str], trouble: list[str]) -> None:
+    async def _watch(self, operation: str, errors: list[str], trouble: Trouble) -> None:
         while True:
             await asyncio.sleep(0.5)
             status = await (await self.service.sync_status(operation)).wait_async(timeout=30)
@@ -231,7 +257,14 @@ class Core:
             now = {text.removeprefix("retrying").lstrip(": ") for text in said}
             # The last trouble stays when the operation ends with an error that does not name it.
             if now or not errors:
-                trouble[:] = sorted(now)
+                trouble.set(now)
+
+
+def _given_up(logs: Path) -> Iterator[str]:
+    for log in logs.rglob("*.log"):
+        for line in log.read_text(errors="replace").splitlines():
+            if '"level":"ERROR"' in line and "giving up" in line:
+                yield json.loads(line)["msg"].splitlines()[0]
 
 
 def main() -> None:
@@ -253,7 +286,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(engine,), daemon=True).start()
     lock = filelock.FileLock(study / "wandb" / "upload.lock")
     try:
-        lock.acquire(timeout=2)
+        lock.acquire(timeout=0.5)
         _run(engine)
     except filelock.Timeout:
         emit("busy")
@@ -265,7 +298,7 @@ def main() -> None:
 
 
 def _run(engine: Engine) -> None:
-    core = Core(engine.live, engine.study)
+    core = Core(engine.live)
     core.setup.asyncer.run(lambda: engine.run(core))
     left = [file.run for file in run_files(engine.study) if not file.uploaded]
     running = [file.run for file in run_files(engine.study) if file.run in left and not file.quiet]

@@ -214,7 +214,7 @@ def _settings(wandb: Any, folder: Path) -> Any:
     """An offline run that watches the machine and nothing else: no console, code, git, packages, links or output."""
     return wandb.Settings(
         mode="offline",
-        root_dir=str(folder.parent),
+        root_dir=str(folder.resolve().parent),
         use_dot_wandb=False,
         reinit="create_new",
         console="off",

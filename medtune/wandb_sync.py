@@ -80,6 +80,7 @@ def sync(study_folder: Path, say: Say = print) -> SyncReport:
     Takes as long as the uploads do, each of which is bounded; three failures in a row end it.
     Raises TrackingError without a key, where the server takes nothing, or where another process uploads these runs.
     """
+    study_folder = study_folder.resolve()
     account = find_account()
     if account is None:
         raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune sync {study_folder.name}`.")
@@ -122,14 +123,15 @@ class Uploader:
 
     def __init__(self, study_folder: Path, mode: WandbMode = "auto", say: Say = print) -> None:
         """`say` hears, from another thread, one line for each new problem."""
-        self.study = study_folder
+        self.study = study_folder.resolve()
         self.mode = mode
         self.say = say
-        self.report = SyncReport(study_folder.name)
+        self.report = SyncReport(self.study.name)
         self.reason = ""
         """Why nothing is uploaded, if so."""
         self._engine: _Engine | None = None
         self._ended = threading.Event()
+        self._told = False
 
     def start(self) -> None:
         """Start the process, or say why not in `reason`."""
@@ -170,7 +172,8 @@ class Uploader:
         engine.send(f"stop {max(0.1, timeout - 1.5):.1f}")
         self._ended.wait(timeout)
         engine.kill()
-        if not self._ended.wait(max(0.0, started + timeout - time.monotonic())):
+        self._ended.wait(max(0.0, started + timeout - time.monotonic()))
+        if not self._told:
             self.report.left = [file.run for file in run_files(self.study) if not file.uploaded]
         return self.report
 
@@ -194,7 +197,10 @@ class Uploader:
             elif kind == "failed":
                 self.say(f"W&B: trial {event['number']} was not uploaded: {event['why']}; it is tried again")
             elif kind == "end":
+                self._told = True
                 break
+        if not self._told and self._engine is not None:
+            self.say(f"W&B: the uploader ended (see {self.study / 'wandb' / 'upload.log'}); runs are kept on disk")
         self._ended.set()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Mode = Literal["ok", "error", "stream-error", "slow", "silent", "unauthorized"]
+Mode = Literal["ok", "error", "stream-error", "file-error", "slow", "silent", "unauthorized"]
 HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
 
 
@@ -95,6 +95,8 @@ class FakeWandb:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients are killed in tests: a connection that breaks is no news."""
 
@@ -134,7 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if mode == "slow":
             time.sleep(state.delay)
-        if mode == "error" or (mode == "stream-error" and "file_stream" in self.path):
+        broken = {"error": "", "stream-error": "/file_stream", "file-error": "/upload/"}
+        if mode in broken and broken[mode] in self.path:
             return self._answer({"errors": [{"message": "the server is broken"}]}, 500)
         if mode == "unauthorized":
             return self._answer({"errors": [{"message": "user is not logged in"}]}, 401)
