@@ -323,6 +323,8 @@ def _start_ray() -> None:
     if cluster:
         ray.init(address=cluster, **common)
         return
+    # Ray binds some ports on every interface whatever it is told: from 2.60 on a cluster that it starts here lets in
+    # nobody without the user's token (~/.ray/auth_token, made when missing).
     ray.init(
         address="local",
         include_dashboard=False,
