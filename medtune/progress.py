@@ -72,7 +72,9 @@ class Progress:
             f"  {self.config.trials} trials of {trial.epochs} epochs at {trial.image_size} px, "
             f"rungs at epochs {', '.join(map(str, self.config.rungs())) or 'none'}; search by {trial.selection}"
         )
-        self.say(f"  {train} training images of {self.data.name}; external test: {tested} of {self.data.external_name}")
+        chosen = "class-balanced " if trial.train_limit and train < len(self.data.train.labels) else ""
+        self.say(f"  {train} {chosen}training images of {self.data.name}")
+        self.say(f"  external test: {tested} images of {self.data.external_name}")
         if trial.external_limit and tested < len(self.data.external.labels):
             self.say(f"  the external test uses a fixed stratified {tested} of {len(self.data.external.labels)} images")
         for warning in (*self.data.warnings, *rung_warnings(self.config, conductor)):

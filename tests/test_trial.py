@@ -12,6 +12,7 @@ from medtune.search.conductor import attempt_folder
 from medtune.tracking import read_epochs, read_final
 from medtune.trial import Attempt, AttemptSpec
 
+
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
     """Sixteen images to validate and test on: the attempt is what is tested."""

@@ -1,0 +1,85 @@
+"""What a running study shows."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from medtune.config import StudyConfig, TrialConfig
+from medtune.data import limit, load_pair
+from medtune.progress import Progress, brief, duration, rung_warnings
+from medtune.search.ledger import Row
+from medtune.search.space import Milestones, SearchSpace
+
+
+def row(number, state, epoch, value, seconds=10.0, **attrs):
+    settings = {"model": "medmamba_t", "lr": 0.00123, "milestones": (1 / 3, 0.5)}
+    return Row(number, state, {}, value, epoch, {"settings": settings, "latest": {"seconds": {"1": seconds}}, **attrs})
+
+
+def progress(rows, width=100, height=20, terminal=True, **settings):
+    config = StudyConfig(trials=10, trial=TrialConfig(pair="synthetic", epochs=5, train_limit=64), **settings)
+    shown = Progress("s", "folder", config, load_pair("synthetic"))
+    shown.console = Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal)
+    shown.conductor = SimpleNamespace(
+        rows={r.number: r for r in rows}, live={r.number: r for r in rows if r.state == "RUNNING"}, minimise=True, space=None
+    )
+    return shown
+
+
+ROWS = [
+    row(0, "COMPLETE", 5, 0.30, 50.0),
+    row(1, "PRUNED", 1, 0.10, 10.0),
+    row(2, "RUNNING", 3, 0.25, 30.0),
+    row(3, "FAIL", 0, None, 1.0, cause="TrainingDiverged: train loss is nan"),
+]
+
+
+def test_summary_counts_states_names_the_best_and_what_was_saved():
+    lines = "\n".join(progress(ROWS).summary())
+    assert "1 COMPLETE" in lines and "1 PRUNED" in lines and "1 FAIL" in lines and "6 to come" in lines
+    assert "best so far: trial 2, val/loss 0.2500" in lines, "a pruned trial is not a candidate"
+    assert "stopped early: 4 epochs, about 40 s of computing saved" in lines
+    assert "time left" in lines
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 12), (100, 24), (200, 60)])
+def test_the_table_fits_the_terminal(width, height):
+    shown = progress([row(n, "COMPLETE", 5, 0.3) for n in range(100)], width, height)
+    text = shown.console.render_lines(shown._table())
+    assert len(text) <= height and all(sum(len(part.text) for part in line) <= width for line in text)
+
+
+def test_one_line_per_change_when_the_output_is_no_terminal():
+    shown = progress(ROWS, terminal=False)
+    shown._show()
+    shown._show()
+    said = shown.console.file.getvalue().splitlines()
+    assert len(said) == len(ROWS)
+    assert "trial   3 FAIL" in said[3] and "train loss is nan" in said[3]
+    shown.conductor.rows[2] = row(2, "COMPLETE", 5, 0.2)
+    shown._show()
+    assert "trial   2 COMPLETE epoch 5 val/loss 0.2000" in shown.console.file.getvalue().splitlines()[-1]
+
+
+def test_it_says_which_images_and_that_they_are_synthetic():
+    shown = progress([], terminal=False)
+    shown.begin(SimpleNamespace(rows={}, space=SearchSpace()), ["trial 3: goes on after epoch 2 of 5"])
+    said = shown.console.file.getvalue()
+    for words in ("64 class-balanced training images", "SYNTHETIC", "rungs at epochs 1, 2, 4", "goes on after epoch 2"):
+        assert words in said
+    assert len(limit(shown.data, train_limit=64, external_limit=None).train) == 64
+
+
+def test_a_rung_before_the_learning_rate_drops_is_warned_of():
+    late = SimpleNamespace(space=SearchSpace(milestones=Milestones(first=(0.1, 0.9))))
+    fine = SimpleNamespace(space=SearchSpace(milestones=Milestones()))
+    config = StudyConfig()
+    assert "second rung (epoch 60) comes before the latest first milestone (epoch 135)" in rung_warnings(config, late)[0]
+    assert rung_warnings(config, fine) == []
+
+
+def test_short_forms():
+    assert brief({"lr": 0.0012345, "milestones": (1 / 3, 0.5), "model": "x"}) == "lr=0.00123 milestones=0.333,0.5 model=x"
+    assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
