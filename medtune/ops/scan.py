@@ -58,11 +58,7 @@ def selective_scan(
     batch, groups, length = B.shape[0], B.shape[1], B.shape[3]
     kernel = _cuda_kernel() if u.is_cuda and dtype != torch.float64 else None
     if kernel is not None:
-        flat = (batch, A.shape[0], length)
-        u32, delta32, A32, B32, C32 = (x.float() for x in (u.reshape(flat), delta.reshape(flat), A, B, C))
-        bias32, D32 = (None if x is None else x.float() for x in (delta_bias, D))
-        y = kernel(u32, delta32, A32, B32, C32, D32, None, bias32, delta_softplus)
-        return y.reshape(shape).to(dtype)
+        return _by_kernel(kernel, u, delta, A, B, C, D, delta_bias, delta_softplus)
     with torch.autocast(u.device.type, enabled=False):
         work = torch.float64 if dtype == torch.float64 else torch.float32
         u, delta = (x.to(work).reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
@@ -94,6 +90,17 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
 
 def _s(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
+
+
+def _by_kernel(
+    kernel: Callable[..., Tensor], u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    bias: Tensor | None, softplus: bool,
+) -> Tensor:  # fmt: skip
+    """Ask mamba-ssm's function, which knows (batch, D, L) only, in float32."""
+    flat = (u.shape[0], A.shape[0], u.shape[-1])
+    wide = [x.float() for x in (u.reshape(flat), delta.reshape(flat), A, B, C)]
+    D, bias = (None if x is None else x.float() for x in (D, bias))
+    return kernel(*wide, D, None, bias, softplus).reshape(u.shape).to(u.dtype)
 
 
 @functools.cache

@@ -140,6 +140,21 @@ def test_wrong_checkpoint_is_explained_and_changes_nothing(model) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda state: state.pop(next(iter(state))), r"missing in the checkpoint \(1\)"),
+        (lambda state: state.update(extra=torch.zeros(3)), r"unknown to the model \(1\): extra"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_one_wrong_key_is_enough(model, change, said) -> None:
+    state = dict(model.state_dict())
+    change(state)
+    with pytest.raises(CheckpointError, match=said):
+        load_published(model, state)
+
+
 @pytest.mark.parametrize("name", ["medmamba_t", "resnet50"])
 def test_classifier_of_another_width_is_named(name) -> None:
     with pytest.raises(CheckpointError, match=r"for 9 classes, the model for 2: build\(num_classes=9\)"):

@@ -77,7 +77,7 @@ def assert_close(ours: Sequence[Tensor], exact: Sequence[Tensor | None], toleran
         dict(),
         dict(length=1),
         dict(length=2),
-        dict(batch=1, length=1500, states=16),  # several blocks one after the other
+        dict(batch=1, channels=384, length=300, states=16),  # several blocks one after the other
         dict(batch=9, channels=512, groups=2, states=64, length=5),  # several blocks of images
         dict(groups=1),
         dict(groups=12),
@@ -204,6 +204,22 @@ def test_mamba_kernel_is_found_when_installed_and_only_then(monkeypatch) -> None
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", module)
     assert scan_module._cuda_kernel() is loop
     scan_module._cuda_kernel.cache_clear()
+
+
+def test_mamba_kernel_is_asked_in_its_own_shapes_and_float32() -> None:
+    asked = []
+
+    def kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+        """mamba-ssm's signature."""
+        asked.extend([u, delta, A, B, C, D, delta_bias])
+        assert z is None
+        return loop(u, delta, A, B, C, D, delta_bias, delta_softplus).float()
+
+    u, delta, *rest = (v.detach().bfloat16() for v in inputs())
+    y = scan_module._by_kernel(kernel, u.unflatten(1, (4, 3)), delta.unflatten(1, (4, 3)), *rest, True)
+    assert all(v.dtype == torch.float32 for v in asked) and asked[0].shape == (2, 12, 37)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.flatten(1, 2), selective_scan(u, delta, *rest, delta_softplus=True))
 
 
 MEMORY = """
