@@ -1,7 +1,8 @@
 """3x3 convolution of tiny maps.
 
-With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's CPU kernels take several times as
-long as the matrix products below (`python benchmarks/models.py` times whole training steps).
+With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's CPU kernels are slow. 32 images
+forward and backward on one core, here and by nn.Conv2d: 3.3 and 23 ms (384 channels, 1x1), 5.1 and 8.3 ms (192, 2x2),
+0.3 and 8.9 ms (768 depth-wise, 1x1), 3.9 and 5.2 ms (384 depth-wise, 2x2).
 """
 
 from __future__ import annotations

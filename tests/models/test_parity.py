@@ -25,7 +25,9 @@ needs_parity = pytest.mark.skipif(
 # Train mode of ResNet-50 is left out: BatchNorm over 16 values magnifies rounding, and the golden logits themselves are
 # 2e-5 (of their largest) from a float64 run. It is compared with torchvision's own module below.
 @needs_parity
-@pytest.mark.parametrize("name, only", [("medmamba_t", "sizes,train"), ("resnet50", "sizes")])
+@pytest.mark.parametrize(
+    "name, only", [("medmamba_t", "sizes,train"), pytest.param("resnet50", "sizes", marks=pytest.mark.slow)]
+)
 def test_golden_outputs(name, only) -> None:
     command = [sys.executable, str(PARITY / "check.py"), name, "--factory", f"medtune.models:build_{name}"]
     result = subprocess.run([*command, "--only", only, "--tol", "1e-5"], capture_output=True, text=True, cwd=ROOT)
