@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class SyncReport:
-    """What became of a study's runs."""
+    """What became of the runs of the study in folder `study`."""
 
     study: str
     uploaded: list[int] = field(default_factory=list)
@@ -83,11 +83,11 @@ def sync(study_folder: Path, say: Say = print) -> SyncReport:
     study_folder = study_folder.resolve()
     account = find_account()
     if account is None:
-        raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune sync {study_folder.name}`.")
+        raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune sync {study_folder}`.")
     files = run_files(study_folder)
     if not files:
         raise TrackingError(f"no W&B runs in {study_folder / 'wandb'}: the study was run with --wandb off")
-    report = SyncReport(study_folder.name)
+    report = SyncReport(str(study_folder))
     todo = sum(not file.uploaded for file in files)
     if not todo:
         return report
@@ -122,11 +122,11 @@ class Uploader:
     """
 
     def __init__(self, study_folder: Path, mode: WandbMode = "auto", say: Say = print) -> None:
-        """`say` hears, from another thread, one line for each new problem."""
+        """`say` hears, from another thread, one line for each new kind of problem."""
         self.study = study_folder.resolve()
         self.mode = mode
         self.say = say
-        self.report = SyncReport(self.study.name)
+        self.report = SyncReport(str(self.study))
         self.reason = ""
         """Why nothing is uploaded, if so."""
         self._engine: _Engine | None = None
@@ -139,9 +139,9 @@ class Uploader:
         if self.mode == "off":
             self.reason = "W&B is off"
         elif self.mode == "offline" or user_says_offline():
-            self.reason = f"W&B runs are kept offline; `medtune sync {self.study.name}` uploads them"
+            self.reason = f"W&B runs are kept offline; `medtune sync {self.study}` uploads them"
         elif account is None:
-            self.reason = f"no W&B key: runs are kept offline; `medtune sync {self.study.name}` uploads them later"
+            self.reason = f"no W&B key: runs are kept offline; `medtune sync {self.study}` uploads them later"
         else:
             try:
                 (self.study / "wandb").mkdir(parents=True, exist_ok=True)
@@ -189,12 +189,14 @@ class Uploader:
     def _listen(self) -> None:
         engine = self._engine
         assert engine is not None
+        heard: set[str] = set()
         while (event := engine.next_event(None)) is not None:
             _take(event, self.report)
             kind = event["event"]
             if kind in ("refused", "unreachable", "busy", "broken"):
                 self.say(f"W&B: {self.report.problem}; the study goes on, its runs are kept on disk")
-            elif kind == "failed":
+            elif kind == "failed" and event["why"] not in heard:
+                heard.add(event["why"])
                 self.say(f"W&B: trial {event['number']} was not uploaded: {event['why']}; it is tried again")
             elif kind == "end":
                 self._told = True

@@ -172,7 +172,7 @@ class TestSync:
     def test_without_a_key_nothing_is_contacted_and_the_way_out_is_named(self, nobody, study):
         with server(nobody) as wandb:
             nobody.delenv("WANDB_API_KEY")
-            with pytest.raises(TrackingError, match=r"no W&B key for http://127.*wandb login.*medtune sync demo"):
+            with pytest.raises(TrackingError, match=r"no W&B key for http://127.*wandb login.*medtune sync .*demo"):
                 sync(study, quiet)
             assert wandb.requests == []
 
@@ -193,16 +193,17 @@ class TestSync:
         assert time.monotonic() - started < 30
         assert uploaded(study) == set()
 
-    @pytest.mark.parametrize("mode", ["stream-error", "file-error"])
-    def test_a_run_that_the_server_does_not_take_is_named_and_taken_later(self, nobody, study, mode):
+    def test_a_run_that_the_server_does_not_take_is_named_and_taken_later(self, nobody, study):
         """wandb itself marks such a run as synced, and does not say that files of it are missing."""
         for run in study.glob("wandb/*-000[02]*"):
             shutil.rmtree(run)
-        with server(nobody, mode) as wandb:
-            report = sync(study, quiet)
-            assert not report.ok and report.uploaded == [] and report.left == ["st-1-0001"]
-            assert "500" in report.describe() and "medtune sync demo" in report.describe()
-            assert uploaded(study) == set()
+        with server(nobody) as wandb:
+            for mode in ("stream-error", "file-error"):
+                wandb.mode = mode
+                report = sync(study, quiet)
+                assert not report.ok and report.uploaded == [] and report.left == ["st-1-0001"]
+                assert "500" in report.describe() and f"`medtune sync {study}`" in report.describe()
+                assert uploaded(study) == set()
             wandb.mode = "ok"
             assert sync(study, quiet).ok
             assert [row["epoch"] for row in wandb.runs["st-1-0001"].history] == [1, 2]
@@ -296,7 +297,7 @@ class TestUploader:
             report = uploader.stop(20)
             assert time.monotonic() - started < 2
         assert len(said) == 1 and "the study goes on" in said[0]
-        assert not report.ok and len(report.left) == 3 and "medtune sync demo" in report.describe()
+        assert not report.ok and len(report.left) == 3 and f"`medtune sync {study}`" in report.describe()
 
     def test_a_server_that_says_nothing_costs_the_time_allowed_at_most(self, nobody, study):
         with server(nobody, "silent") as wandb:
