@@ -107,9 +107,6 @@ class SS2D(nn.Module):
             self.A_logs.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_logs))
             self.Ds.fill_(1)
 
-    def no_weight_decay(self) -> set[str]:
-        return {"A_logs", "Ds"}
-
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
