@@ -100,15 +100,14 @@ def test_seed_decides_the_weights(name) -> None:
     assert any(not torch.equal(v, other[k]) for k, v in first.items())
 
 
-@pytest.mark.parametrize("name", ["medmamba_t", "resnet50"])
-def test_same_seed_same_bits(name) -> None:
+def test_same_seed_same_bits() -> None:
     """Forward and backward, stochastic depth included, with two threads."""
     torch.set_num_threads(2)
 
     def gradients() -> list[torch.Tensor]:
         torch.manual_seed(3)
-        model = build(name).train()
-        nn.functional.cross_entropy(model(images(8, 32, 32)), torch.arange(8) % 2).backward()
+        model = build("medmamba_t").train()
+        nn.functional.cross_entropy(model(images(4, 32, 32)), torch.arange(4) % 2).backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
