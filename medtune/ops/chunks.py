@@ -64,22 +64,24 @@ class ChunkedScan(torch.autograd.Function):
             for u_, delta_, B_, C_, y_ in blocks:
                 room = rooms.get(u_)
                 room.prepare(u_, delta_)
-                entering.append(room.run(B_, enter))
+                entering.append(enter)
+                room.run(B_, enter)
                 enter = room.states[-1][-1].clone()
                 out = torch.bmm(C_.reshape(-1, 1, C_.shape[-1]), room.flat_state).view(y_.shape)
                 if D is None:
                     y_.copy_(out)
                 else:
                     torch.addcmul(out, D.unsqueeze(1), u_, out=y_)
-        ctx.save_for_backward(u, delta, A, B, C, D, bias)
-        ctx.softplus, ctx.cut, ctx.entering = softplus, cut, entering
+        # Saved through torch, which frees it after the backward pass; what enters the lanes is as large as all that the
+        # rest of a model saves (20 GB for medmamba_s, batch 64, 224 px), so it is computed again.
+        ctx.save_for_backward(u, delta, A, B, C, D, bias, *entering)
+        ctx.softplus, ctx.cut = softplus, cut
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, D, bias = ctx.saved_tensors
-        entering = list(ctx.entering)
+        u, delta, A, B, C, D, bias, *entering = ctx.saved_tensors
         dy = dy if dy.stride(-1) == 1 else dy.contiguous()
         du, ddelta, dB, dC = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (u, delta, B, C))
         with torch.autocast(u.device.type, enabled=False):
@@ -87,9 +89,9 @@ class ChunkedScan(torch.autograd.Function):
             for blocks in reversed(_blocks(ctx.cut, u, delta, B, C, dy, du, ddelta, dB, dC)):
                 leave = None
                 for u_, delta_, B_, C_, dy_, du_, ddelta_, dB_, dC_ in reversed(blocks):
-                    room, enter = rooms.get(u_), entering.pop()
+                    room = rooms.get(u_)
                     room.prepare(u_, delta_)
-                    room.run_again(B_, enter)
+                    enter = room.run(B_, entering.pop())
                     leave = room.run_back(dy_, C_, leave, enter is not None)
                     rows_x, rows_dy, rows_B = (v.reshape(-1, 1, v.shape[-1]) for v in (room.x, dy_, B_))
                     dC_.copy_(torch.bmm(rows_dy, room.flat_state.mT).view(dC_.shape))
@@ -179,11 +181,6 @@ class _Room:
             entering = _carry(enter, _step_through(self.states, self.decays), self._lane_decay())
         self._fill(entering)
         return entering
-
-    def run_again(self, B: Tensor, entering: Tensor | None) -> None:
-        """As `run`, from what it returned."""
-        self._decays_and_inputs(B, int(entering is None))
-        self._fill(entering)
 
     def _fill(self, entering: Tensor | None) -> None:
         before = self.states[0]
