@@ -58,7 +58,7 @@ class ChunkedScan(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         rooms = _Rooms(u, A, D, bias, softplus, cut, backward=False)
-        entering = []
+        entering: list[Tensor | None] = []
         for blocks in _blocks(cut, u, delta, B, C, y):
             enter = None
             for u_, delta_, B_, C_, y_ in blocks:
