@@ -9,9 +9,11 @@ it appends, so what is sent twice is there twice, and what a killed process had 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +34,14 @@ _hangs = threading.Event()
 
 
 def run_id(study_id: str, number: int) -> str:
-    """One W&B run a trial, however many attempts it takes."""
-    return f"{study_id}-{number:04d}"
+    """One W&B run a trial, however many attempts it takes: study id and trial number.
+
+    A study id that W&B would not take, by its length or its letters, is cut and told apart by a digest.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", study_id)
+    if plain != study_id or len(plain) > 56:
+        plain = f"{plain[:46]}-{hashlib.sha256(study_id.encode()).hexdigest()[:8]}"
+    return f"{plain}-{number:04d}"
 
 
 class WandbRun:

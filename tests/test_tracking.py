@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from medtune.tracking import (
     read_events,
     read_final,
     read_outcome,
+    run_id,
 )
 from tests.support.fake_wandb import FakeWandb
 from tests.support.wandb_files import read
@@ -190,6 +192,13 @@ class TestWandbRun:
 
     def test_nothing_went_wrong_on_the_way(self, study):
         assert list(study.glob("trials/*/*/events.jsonl")) == []
+
+
+def test_run_ids_are_such_as_wandb_takes():
+    assert run_id("medmamba-full-6b04d07b", 7) == "medmamba-full-6b04d07b-0007"
+    odd = [run_id(name, 12345) for name in ("Lunge-\u00e4", "Lunge-\u00f6", "x" * 200 + "a", "x" * 200 + "b")]
+    assert len(set(odd)) == 4
+    assert all(len(name) <= 64 and re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in odd)
 
 
 def test_runs_say_nothing_and_ask_nobody(tmp_path, nobody):

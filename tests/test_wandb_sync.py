@@ -334,10 +334,10 @@ class TestUploader:
             "import sys, time; from pathlib import Path; from medtune.wandb_sync import Uploader;"
             "u = Uploader(Path(sys.argv[1])); u.start(); print(u._engine._process.pid, flush=True); time.sleep(60)"
         )
-        with server(nobody) as wandb:
+        with server(nobody):
             driver = subprocess.Popen([sys.executable, "-c", code, study], stdout=subprocess.PIPE, text=True)
             engine = int(driver.stdout.readline())
-            until(lambda: wandb.operations("UpsertBucket"))
+            until(lambda: len(uploaded(study)) == 3)
             found = subprocess.run(["pgrep", "-P", str(engine)], capture_output=True, text=True)
             children = [int(pid) for pid in found.stdout.split()]
             assert children
