@@ -320,6 +320,17 @@ class TestUploader:
             assert time.monotonic() - started < 3.5
         assert report.left and not report.ok
 
+    def test_a_server_that_takes_nothing_more_is_not_waited_for(self, nobody, study):
+        with server(nobody, "stream-error") as wandb:
+            uploader = Uploader(study, say=quiet)
+            uploader.start()
+            until(lambda: sum("file_stream" in operation for _, operation in wandb.requests) >= 6)
+            time.sleep(1)
+            started = time.monotonic()
+            report = uploader.stop(20)
+            assert time.monotonic() - started < 5
+        assert len(report.left) == 3
+
     def test_it_goes_on_when_the_server_is_back(self, nobody, study, monkeypatch):
         with server(nobody, "stream-error") as wandb:
             uploader = Uploader(study, say=quiet)
