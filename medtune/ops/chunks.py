@@ -10,6 +10,7 @@ delta is safe. exp is taken as exp2: PyTorch's exp on a CPU is 20 times slower w
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -134,7 +135,9 @@ class _Rooms:
         """The room for a block of inputs (rows, lanes, G, b, d)."""
         if u.shape not in self.views:
             wide = [m[: u.numel() * self.A.shape[-2]].view(*u.shape[:-1], *self.A.shape[-2:]) for m in self.wide]
-            self.views[u.shape] = _Room(self, wide, [m[: u.numel()].view(u.shape) for m in self.narrow])
+            # Weak: a cycle would keep the working memory, gigabytes on a GPU, until Python next looks for cycles.
+            narrow = [m[: u.numel()].view(u.shape) for m in self.narrow]
+            self.views[u.shape] = _Room(weakref.proxy(self), wide, narrow)
         return self.views[u.shape]
 
 
