@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/kill_resume.py [--kills 20] [--seed 0]
 
-A moment is a random number of lines that the ledger grew by since the launch (so that asking, launching, reporting and
+A moment is a random number of bytes that the ledger grew by since the launch (so that asking, launching, reporting and
 deciding are all hit), or, one time in four, a random second of the start-up.
 """
 
@@ -98,7 +98,7 @@ def _driver(storage: Path, trials: int) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_the_moment(process: subprocess.Popen[bytes], journal: Path, rng: random.Random) -> None:
-    """Early on in start-up, or after so many lines of ledger."""
+    """Early on in start-up, or after so many bytes of ledger."""
     seconds = rng.uniform(0, 8) if rng.random() < 0.25 else None
     start, size = time.monotonic(), journal.stat().st_size if journal.exists() else 0
     growth = rng.randint(1, 6000)

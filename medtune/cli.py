@@ -34,7 +34,8 @@ def studies(*, storage: Path | None = None, json: bool = False) -> None:
         counts = " ".join(f"{n} {state}" for state, n in item["trials"].items())
         best = "" if item["best_value"] is None else f"{item['selection']} {item['best_value']:.4f}"
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created"]))
-        table.add_row(item["name"], begun, counts, best, "running" if item["running"] else "")
+        marks = [mark for mark, on in (("running", item["running"]), ("SYNTHETIC", item["synthetic"])) if on]
+        table.add_row(item["name"], begun, counts, best, " ".join(marks))
     _print_table(table, "no studies yet")
 
 
@@ -47,7 +48,7 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
         json: Print JSON.
     """
     from medtune.progress import brief
-    from medtune.results import load_study, trial_summary
+    from medtune.results import SYNTHETIC, load_study, trial_summary
 
     found = load_study(study, storage)
     items = [trial_summary(found, row) for row in found.rows]
@@ -62,6 +63,9 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
         seconds = f"{item['seconds']:.0f} s"
         table.add_row(str(item["number"]), item["state"], str(item["epochs"]), *shown, seconds, item["node"] or "", what)
     _print_table(table, "no trials yet")
+    print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    if found.record["synthetic"]:
+        print(SYNTHETIC)
 
 
 def best(
@@ -136,7 +140,10 @@ def sync(study: StudyName, *, storage: Path | None = None) -> None:
     from medtune.results import load_study
     from medtune.wandb_sync import sync as upload
 
-    print(upload(load_study(study, storage).folder).describe())
+    report = upload(load_study(study, storage).folder)
+    print(report.describe())
+    if not report.ok:
+        raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
 
 
 def data_get(*, pair: str = "pneumoniamnist-cpn", native_size: int = 28, data_dir: Path | None = None) -> None:

@@ -113,7 +113,7 @@ class TrialConfig:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         for name in ("train_limit", "external_limit"):
             value = getattr(self, name)
-            _require(value is None or value >= 2, name, "none or at least 2", value)
+            _require(value is None or (isinstance(value, int) and value >= 2), name, "none or at least 2, whole", value)
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         inside = all(0 < m < 1 for m in self.milestones)
         _require(rising and inside, "milestones", "rising fractions between 0 and 1", self.milestones)
@@ -200,11 +200,11 @@ class StudyConfig:
             _require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         _require(0 < self.first_rung <= 1, "first_rung", "in (0, 1]", self.first_rung)
         _require(self.reduction >= 2, "reduction", "at least 2", self.reduction)
-        _require(self.concurrent is None or self.concurrent >= 1, "concurrent", "at least 1", self.concurrent)
+        for name in ("concurrent", "random_starts"):
+            value = getattr(self, name)
+            _require(value is None or (isinstance(value, int) and value >= 1), name, "at least 1, whole", value)
         gpus = self.gpus_per_trial
-        _require(gpus is None or gpus >= 0, "gpus_per_trial", "at least 0", gpus)
-        starts = self.random_starts
-        _require(starts is None or starts >= 1, "random_starts", "at least 1", starts)
+        _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus), "gpus_per_trial", "0 to 1, or a whole number", gpus)
         plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
         _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 

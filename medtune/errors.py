@@ -34,6 +34,10 @@ class TrainingDiverged(MedtuneError):
     """A loss that is not finite: the trial's own failure, not the machine's."""
 
 
+class MachineFault(MedtuneError):
+    """The process or its device is not fit for another trial; no trial's own fault."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for a name that is not one of `known`, with the nearest right one."""
     choices = sorted(known)

@@ -44,8 +44,9 @@ def cpu_study(config: StudyConfig, data: PairData) -> list[str]:
     # Validation passes each image forward alone: about a third of a training step.
     epoch = per_image * (train + len(data.val) / 3)
     total = epoch * expected_epochs(config) * config.trials
+    days = f" ({total / 86400:.0f} days)" if total > 2 * 86400 else ""
     return [
         f"no GPU here: one image takes {per_image:.2f} s to train, an epoch about {duration(epoch)}, "
-        f"this study about {duration(total)} ({total / 86400:.0f} days) on all cores",
+        f"this study about {duration(total)}{days} with its trials one after the other on all cores",
         "  smaller: --preset laptop, or fewer --epochs, --trials, a smaller --image-size, --train-limit",
     ]

@@ -165,8 +165,9 @@ class Progress:
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, expand=False)
-        for head in ("trial", "state", "epoch", self.config.trial.selection, "settings"):
-            table.add_column(head, no_wrap=True, overflow="ellipsis")
+        metric = self.config.trial.selection
+        for head, width in (("trial", 5), ("state", 8), ("epoch", 5), (metric, len(metric)), ("settings", None)):
+            table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=width)
         rows = sorted(self.conductor.rows.values(), key=lambda r: (r.finished, -r.number))
         room = max(3, self.console.height - 9)
         for row in rows[:room]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
     "and cannot stand as the test of it."
 )
+
+
+SYNTHETIC = "  SYNTHETIC images: these figures say nothing about any disease"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def load_study(name: str, storage: Path | None = None) -> Study:
 def _read(folder: Path) -> Study:
     record = read_study(folder)
     journal = folder / "ledger.journal"
-    rows = Ledger.read(journal).rows() if journal.exists() else []
+    # A study that was stopped before its first trial has an empty ledger or none.
+    rows = Ledger.read(journal).rows() if journal.exists() and journal.stat().st_size else []
     return Study(folder, record, rows, driver_alive(folder))
 
 
@@ -78,9 +84,14 @@ def driver_alive(folder: Path) -> bool:
 
 
 def all_studies(storage: Path | None = None) -> list[Study]:
-    """Oldest first; a folder whose record is damaged is left out by `read_study`'s error, not hidden."""
-    folders = [path.parent for path in storage_folder(storage).glob("*/study.json")]
-    return sorted((_read(folder) for folder in folders), key=lambda study: study.record["created"])
+    """Oldest first; one that cannot be read is named on stderr and does not hide the others."""
+    found = []
+    for path in storage_folder(storage).glob("*/study.json"):
+        try:
+            found.append(_read(path.parent))
+        except StudyError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return sorted(found, key=lambda study: study.record["created"])
 
 
 def study_summary(study: Study) -> dict[str, Any]:
@@ -118,6 +129,8 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "cause": row.cause,
         "node": row.latest.get("node"),
         "seconds": round(seconds_of(row), 1),
+        "external_set": study.record["data"]["external_name"],
+        "synthetic": study.record["synthetic"],
         "attempts": row.attempt,
         "faults": row.faults,
     }
@@ -154,9 +167,9 @@ def trial_config(study: Study, row: Row) -> TrialConfig:
 
 def checkpoint(study: Study, row: Row) -> Path | None:
     """The best weights, if they were kept."""
-    folder = attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints"
-    found = sorted(folder.glob("best-*.safetensors"))
-    return found[-1] if found else None
+    from medtune.checkpoint import best_file
+
+    return best_file(attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints")
 
 
 def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
@@ -188,19 +201,26 @@ def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
     }
 
 
-def print_outcome(folder: Path) -> None:
-    """What a sweep prints at its end: the best configuration, where everything lies, what to type next."""
+def print_outcome(folder: Path) -> bool:
+    """What a sweep prints at its end: the best configuration, where everything lies, what to type next.
+
+    Returns whether there is one: a study whose trials all failed has none.
+    """
     study = _read(folder)
     try:
         answer = best(study)
-    except StudyError as error:
-        print(error)
-        return
+    except StudyError:
+        causes = Counter(row.cause for row in study.rows if row.cause)
+        print(f"\nno trial was trained to the end; everything of this study: {folder}")
+        for cause, count in causes.most_common():
+            print(f"  {count} failed: {cause}")
+        return False
     print()
     print_best(answer)
     print(f"\neverything of this study: {folder}")
     at = "" if folder.parent == storage_folder(None) else f" --storage {folder.parent}"
     print(f"next: medtune best {study.name}{at} --top 3\n      medtune trials {study.name}{at}")
+    return True
 
 
 def print_best(answer: Mapping[str, Any]) -> None:
@@ -219,7 +239,7 @@ def print_best(answer: Mapping[str, Any]) -> None:
     if answer["caution"]:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
-        print("  SYNTHETIC images: these figures say nothing about any disease")
+        print(SYNTHETIC)
 
 
 GROUPS = {
@@ -235,11 +255,16 @@ GROUPS = {
 def print_figures(source: Mapping[str, Any]) -> None:
     """Metrics by the set they were measured on, with 95 % intervals; the external set is named."""
     if "external/name" in source:
-        print(f"external set: {source['external/name']}")
+        count = f", {source['external/n']} images" if "external/n" in source else ""
+        print(f"external set: {source['external/name']}{count}")
     for group, label in GROUPS.items():
         figures = _figures(source, group)
         if figures:
             print(f"  {label}: {figures}")
+    for warning in source.get("warnings", ()):
+        print(f"  warning: {warning}")
+    if source.get("synthetic"):
+        print(SYNTHETIC)
 
 
 def _figures(source: Mapping[str, Any], group: str) -> str:

@@ -21,7 +21,8 @@ import platformdirs
 import medtune
 from medtune.config import StudyConfig
 from medtune.data import PairData, data_folder, external_folder, load_pair
-from medtune.errors import StudyError
+from medtune.errors import ConfigError, StudyError
+from medtune.record import write_json
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
@@ -83,9 +84,10 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         external_dir=config.external_dir,
         external_fallback=definition.external_fallback,
     )
+    definition.space.check(config.trial)
     for settings in definition.first:
         definition.space.encode(settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_writable(folder)
     with _only_driver(folder):
         _check_same_study(folder, name, config, definition, data)
         progress = Progress(name, folder, config, data)
@@ -116,6 +118,20 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     return folder
 
 
+def _require_writable(folder: Path) -> None:
+    """Find out before time is spent. Raises StudyError with the system's reason."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"?" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise StudyError(
+            f"cannot write to the study's folder {folder}: {error.strerror}. "
+            "Choose another with --storage or $MEDTUNE_STORAGE"
+        ) from None
+
+
 def _minimise(config: StudyConfig) -> bool:
     return minimised(config.trial.selection)
 
@@ -131,9 +147,10 @@ def _only_driver(folder: Path) -> Iterator[None]:
             f"study {folder.name!r} is being run by another process (it holds {folder / 'driver.lock'}). "
             "Wait for it, stop it, or start another study with --new or --name."
         ) from None
-    with lock:
+    try:
         yield
-    lock.release(force=True)
+    finally:
+        lock.release()
 
 
 def _check_same_study(folder: Path, name: str, config: StudyConfig, definition: Definition, data: PairData) -> None:
@@ -187,29 +204,22 @@ def read_study(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{folder / 'study.json'} is damaged ({error}); restore it or start another study") from None
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Atomic."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1))
-    os.replace(part, path)
-
-
 def _settle(folder: Path, conductor: Conductor, row: Row) -> None:
     """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
+    from medtune.checkpoint import discard  # imports torch, which reading a study back does without
+
     home = trial_folder(folder / "trials", row.number)
     home.mkdir(parents=True, exist_ok=True)
     write_json(home / "outcome.json", {"state": row.state})
     complete = [r for r in conductor.rows.values() if r.state == "COMPLETE" and r.value is not None]
     ranked = sorted(complete, key=lambda r: (r.value if conductor.minimise else -r.value, r.number))  # type: ignore[operator]
-    kept = {r.number for r in ranked[: conductor.config.keep]}
-    for ended in (row, *ranked):
+    keep = conductor.config.keep
+    kept = {r.number for r in ranked[:keep]}
+    # Only the trial that ended, and the one it may have pushed out of the best, can change.
+    for ended in (row, *ranked[keep : keep + 1]):
         for checkpoints in trial_folder(folder / "trials", ended.number).glob("attempt-*/checkpoints"):
             current = checkpoints.parent.name == f"attempt-{ended.attempt}"
-            if ended.number in kept and current:
-                for last in checkpoints.glob("last-*"):
-                    last.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(checkpoints, ignore_errors=True)
+            discard(checkpoints, keep_best=ended.number in kept and current)
 
 
 def _tune(
@@ -243,6 +253,7 @@ def _tune(
     gpus = config.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    _require_room(config, gpus)
     conductor.slots = lambda: _slots(config, gpus)
     if not gpus and config.preset == "full":
         from medtune.estimate import cpu_study
@@ -279,7 +290,7 @@ def _tune(
         tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LedgerScheduler(conductor),
+            scheduler=LedgerScheduler(conductor, searcher),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -293,12 +304,31 @@ def _tune(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    with _stop_on_signal(searcher, progress):
-        tuner.fit()
-    ray.shutdown()
-    shutil.rmtree(runs, ignore_errors=True)
+    try:
+        with _stop_on_signal(searcher, progress):
+            tuner.fit()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(runs, ignore_errors=True)
     if searcher.stopping:
         raise KeyboardInterrupt
+
+
+def _require_room(config: StudyConfig, gpus: float) -> None:
+    """A trial that fits nowhere would wait for ever. Raises ConfigError with what there is."""
+    import ray
+
+    most: dict[str, float] = {}
+    for node in ray.nodes():
+        for name in ("CPU", "GPU"):
+            most[name] = max(most.get(name, 0.0), node["Resources"].get(name, 0.0) if node["Alive"] else 0.0)
+    for setting, asked, name in (("cpus_per_trial", config.cpus_per_trial, "CPU"), ("gpus_per_trial", gpus, "GPU")):
+        if asked > most.get(name, 0.0):
+            ray.shutdown()
+            raise ConfigError(
+                f"{setting} is {asked:g}, but no machine here has more than {most.get(name, 0.0):g} {name}s: "
+                f"lower --{setting.replace('_', '-')}, or add a machine that has them"
+            )
 
 
 def _slots(config: StudyConfig, gpus: float) -> int:
@@ -311,6 +341,15 @@ def _slots(config: StudyConfig, gpus: float) -> int:
     return min(fit, config.concurrent or fit)
 
 
+CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
+"""Where `ray start` leaves the address of the cluster this machine is part of."""
+
+
+def _own(path: Path) -> bool:
+    """Another user's cluster on a shared machine is none of ours."""
+    return path.exists() and path.stat().st_uid == os.getuid()
+
+
 def _start_ray() -> None:
     """Attach to the cluster this runs on, else start Ray for this study on the loopback interface alone."""
     import ray
@@ -319,9 +358,16 @@ def _start_ray() -> None:
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cluster = os.environ.get("RAY_ADDRESS") or (Path("/tmp/ray/ray_current_cluster").exists() and "auto")
+    cluster = os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
     if cluster:
-        ray.init(address=cluster, **common)
+        named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
+        try:
+            ray.init(address=cluster, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StudyError(
+                f"no Ray cluster answers at the address in {named}: {str(error).splitlines()[0]}. If it is gone, "
+                f"`ray stop` or removing {named} lets the study run on this machine alone"
+            ) from None
         return
     # Ray binds some ports on every interface whatever it is told: from 2.60 on a cluster that it starts here lets in
     # nobody without the user's token (~/.ray/auth_token, made when missing).
@@ -347,6 +393,9 @@ def _stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Until Tune has put its own in place, which ends its loop, SIGUSR1 would end the process: no trial runs then, and
+    # the searcher hands out none.
+    old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         yield
     finally:

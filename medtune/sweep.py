@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
 import tyro
 
-from medtune.config import Preset, StudyConfig, preset
+from medtune.config import StudyConfig, preset
 from medtune.errors import DataError, DataMissing, MedtuneError
 from medtune.search.space import SearchSpace
 from medtune.study import Definition, Settings, run_study, with_preset_fixed
@@ -24,7 +23,7 @@ def main(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run the study that the command line describes; returns the exit status.
+    """Run the study that the command line describes; returns the exit status (1: no trial was trained to the end).
 
     `report_settings`: the report's base setting, then its variations; presets other than `full` try the base alone.
     A searched setting that is given on the command line is fixed at that value.
@@ -47,8 +46,7 @@ def main(
         return 130
     from medtune.results import print_outcome
 
-    print_outcome(folder)
-    return 0
+    return 0 if print_outcome(folder) else 1
 
 
 def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, bool]:
@@ -77,14 +75,14 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
         print(f"{trial.pair} is not complete here; trying to download it", flush=True)
         data.get(pair=trial.pair, native_size=trial.native_size, data_dir=config.data_dir)
     except DataError as error:
-        print(f"  not downloaded: {str(error).splitlines()[0]}")
+        print(f"  not downloaded: {' '.join(str(error).split())}")
     if there(False):
         return config, False
     name = config.name or f"{script}-{config.preset}"
     if there(True):
         print("!!! NO CPN X-RAY SET HERE: the external test is on PneumoniaMNIST's own test split, named so", flush=True)
         return dataclasses.replace(config, name=f"{name}-own-test"), True
-    print("!!! NO DATA AND NO NETWORK: this study runs on GENERATED images, its figures mean nothing", flush=True)
+    print("!!! NO DATA HERE: this study runs on GENERATED images, its figures mean nothing", flush=True)
     synthetic = trial.replace(pair="synthetic")
     return dataclasses.replace(config, name=f"{name}-synthetic", trial=synthetic), False
 
@@ -92,7 +90,7 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
 def parse(args: Sequence[str], description: str) -> tuple[StudyConfig, bool]:
     """Settings from the command line, on the defaults of the preset that it names; and whether to fall back."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", choices=get_args(Preset), default="full")
+    early.add_argument("--preset", default="full")
     early.add_argument("--fallback", action="store_true")
     known, rest = early.parse_known_args(args)
     config = tyro.cli(

@@ -1,6 +1,7 @@
 """A study through Ray, with played trials: what is kept, refused, continued, stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ import pytest
 from benchmarks import kill_resume
 from benchmarks.played import PlayedTrial, definition
 from medtune import cli
-from medtune.errors import ConfigError, StudyError
+from medtune.errors import ConfigError, MachineFault, StudyError
 from medtune.results import best, load_study, rank, study_summary
 from medtune.search.space import Real, SearchSpace
 from medtune.study import Definition, run_study, study_name
@@ -27,6 +28,14 @@ def played(storage):
     """Twelve played trials, of which the best two keep their checkpoints."""
     config = replace(kill_resume.config(storage, 12), keep=2)
     return config, run_study(config, definition("kill"), PlayedTrial)
+
+
+class StubbornTrial(PlayedTrial):
+    """A process that is fit for one trial only."""
+
+    def reset_config(self, new_config):
+        self.attempt.close()
+        raise MachineFault("1000 MB of device memory left behind")
 
 
 def checkpoints(folder):
@@ -112,6 +121,59 @@ def test_commands_answer_in_json(played, capsys):
     assert "Did you mean 'kill'" in capsys.readouterr().err
 
 
+def test_a_damaged_ledger_is_named_and_hides_no_other_study(played, tmp_path, capsys):
+    _, folder = played
+    for name in ("broken", "whole"):
+        shutil.copytree(folder, tmp_path / name)
+    journal = tmp_path / "broken" / "ledger.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:5], "{damaged\n", *lines[5:]]))
+    with pytest.raises(StudyError, match=r"ledger .*broken.* is damaged"):
+        load_study("broken", tmp_path)
+    assert cli.main(["studies", "--storage", str(tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 1 and "broken" in said.err
+
+
+def test_a_process_that_is_not_fit_for_another_trial_is_replaced(tmp_path):
+    folder = run_study(replace(kill_resume.config(tmp_path, 3), concurrent=1), definition("kill"), StubbornTrial)
+    rows = load_study(str(folder)).rows
+    assert [row.state for row in rows if row.state not in ("COMPLETE", "PRUNED")] == []
+    assert any(row.faults for row in rows) and max(row.faults for row in rows) == 1
+
+
+def test_a_request_that_no_machine_can_meet_is_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"cpus_per_trial is 4096, but no machine here has more than \d+ CPUs"):
+        run_study(replace(kill_resume.config(tmp_path, 3), cpus_per_trial=4096), definition("kill"), PlayedTrial)
+
+
+def test_a_space_with_an_impossible_value_is_refused_before_anything_starts(tmp_path):
+    bad = Definition(script="kill", space=SearchSpace(lr=Real(low=1e-3, high=5.0, log=True)))
+    with pytest.raises(ConfigError, match=r"lr must be in \(0, 1\], got 5.0"):
+        run_study(kill_resume.config(tmp_path, 3), bad, PlayedTrial)
+    assert not (tmp_path / "kill").exists()
+
+
+def test_a_storage_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"cannot write to the study.s folder .*--storage"):
+        run_study(kill_resume.config(tmp_path / "file", 3), definition("kill"), PlayedTrial)
+
+
+def test_what_a_killed_driver_left_untidy_is_tidied(played, tmp_path):
+    config, folder = played
+    copy = tmp_path / "kill"
+    shutil.copytree(folder, copy)
+    loser = next(row for row in load_study(str(copy)).rows if row.state == "PRUNED")
+    home = copy / "trials" / f"{loser.number:04d}"
+    (home / "outcome.json").unlink()
+    left = home / f"attempt-{loser.attempt}" / "checkpoints" / "last-0001.safetensors"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"x")
+    run_study(replace(config, storage=tmp_path, trials=len(load_study(str(copy)).rows)), definition("kill"), PlayedTrial)
+    assert not left.exists() and json.loads((home / "outcome.json").read_text()) == {"state": "PRUNED"}
+
+
 def test_one_trial_at_a_time_two_studies_of_one_seed_are_equal(tmp_path):
     rows = []
     for name in ("a", "b"):
@@ -146,5 +208,5 @@ def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp
 
 
 def test_killed_five_times_and_every_trial_accounted_for(tmp_path):
-    account = kill_resume.campaign(tmp_path, kills=5, trials=24, seed=1)
-    assert account.kills >= 3, "the study ended before it could be killed"
+    account = kill_resume.campaign(tmp_path, kills=5, trials=80, seed=1)
+    assert account.kills == 5, "the study ended before it could be killed"

@@ -6,7 +6,6 @@ needed to go on after the driver was killed is in the ledger and in the trials' 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from medtune.config import StudyConfig, TrialConfig
 from medtune.search.asha import keep
 from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
-from medtune.tracking import read_epochs, read_final
+from medtune.tracking import read_epochs, read_final, read_outcome
 
 Status = Literal["running", "complete", "fail"]
 
@@ -90,7 +89,6 @@ class Conductor:
         self.on_finish = on_finish
         self.rows: dict[int, Row] = {row.number: row for row in ledger.rows()}
         self.live: dict[int, Launch] = {}
-        self.started: dict[int, float] = {}
         self.waiting: list[int] = []
         self.minimise = minimised(config.trial.selection)
 
@@ -102,6 +100,8 @@ class Conductor:
         notes = []
         for row in list(self.rows.values()):
             if row.finished:
+                if read_outcome(trial_folder(self.trials, row.number)) is None:
+                    self.on_finish(row)  # the driver died between ending the row and tidying up
                 continue
             if row.settings is None:
                 self.ledger.complete_ask(row.number, self.space, self.config)
@@ -141,8 +141,13 @@ class Conductor:
         """What to start now. `later`: nothing until something is reported; `done`: every trial has ended."""
         if len(self.live) >= self.slots():
             return "later"
-        if self.waiting:
-            return self._begin(self.waiting.pop(0))
+        while self.waiting:
+            number = self.waiting.pop(0)
+            # Its last process may have ended after all, behind the driver's back.
+            self._hear_folder(self.rows[number])
+            self._refresh(number)
+            if not self.rows[number].finished:
+                return self._begin(number)
         if len(self.rows) < self.config.trials:
             count = len(self.rows)
             number = self.ledger.ask(self.space, self.config, self.first[count] if count < len(self.first) else None)
@@ -156,7 +161,6 @@ class Conductor:
         self._refresh(number)
         launch = self._launch(number, attempt)
         self.live[number] = launch
-        self.started[number] = time.time()
         return launch
 
     def _launch(self, number: int, attempt: int) -> Launch:

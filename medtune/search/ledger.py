@@ -105,7 +105,10 @@ class Ledger:
         """Open for looking. Raises StudyError if there is no readable ledger."""
         if not path.exists():
             raise StudyError(f"no ledger at {path}: the study was never started, or this is not a study's folder")
-        return cls(optuna.load_study(study_name=None, storage=_storage(path)))
+        storage = _readable(path)
+        if not storage.get_all_studies():
+            raise StudyError(f"the ledger {path} is empty: the study was stopped before its first trial")
+        return cls(optuna.load_study(study_name=None, storage=storage))
 
     @classmethod
     def open(cls, path: Path, name: str, direction: Literal["minimize", "maximize"]) -> Ledger:
@@ -113,7 +116,7 @@ class Ledger:
         if path.exists():
             _cut_torn_tail(path)
         study = optuna.create_study(
-            storage=_storage(path), study_name=name, direction=direction, load_if_exists=True, sampler=None
+            storage=_readable(path), study_name=name, direction=direction, load_if_exists=True, sampler=None
         )
         return cls(study)
 
@@ -178,8 +181,14 @@ def _row(trial: FrozenTrial) -> Row:
     return Row(trial.number, trial.state.name, trial.params, value, epoch, trial.user_attrs)
 
 
-def _storage(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
+def _readable(path: Path) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
+    except (ValueError, KeyError) as error:
+        raise StudyError(
+            f"the ledger {path} is damaged ({type(error).__name__}: {error}). What trials wrote is still under "
+            f"{path.parent / 'trials'}; restore the file from a copy, or start another study with --new"
+        ) from None
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -10,19 +10,27 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from medtune.search.conductor import Conductor, Report
-from medtune.search.searcher import nothing
+from medtune.search.searcher import LedgerSearcher, nothing
 
 
 class LedgerScheduler(FIFOScheduler):
     """Passes each result to the conductor, whose word is final."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, searcher: LedgerSearcher) -> None:
         super().__init__()
         self.conductor = conductor
+        self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         goes_on = self.conductor.report(Report(**json.loads(result["report"])))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tune tells the scheduler first, with the reason, and then the searcher, without."""
+        error = trial.get_error()
+        lines = [line for line in str(error).splitlines() if line.strip()] if error else []
+        if lines:
+            self.searcher.causes[trial.trial_id] = f"{type(error).__name__}: {lines[-1].strip()}"
 
     def __reduce__(self) -> Any:
         return nothing, ()

@@ -22,6 +22,8 @@ class LedgerSearcher(Searcher):
         self.conductor = conductor
         self.to_config = to_config
         self.launches: dict[str, Launch] = {}
+        self.causes: dict[str, str] = {}
+        """Why a trial's process died, by Tune's trial id, where Ray knows."""
         self.stopping = False
         """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
 
@@ -40,7 +42,7 @@ class LedgerSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's word that a trial is over counts only when its process died: all else was reported before."""
         if error and not self.stopping:
-            self.conductor.lost(self.launches[trial_id], "the process ended without a word")
+            self.conductor.lost(self.launches[trial_id], self.causes.pop(trial_id, "the process ended without a word"))
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is the state; Tune's snapshot is not used."""

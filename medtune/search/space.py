@@ -36,6 +36,10 @@ class Dimension(ABC):
         """The setting's value, from Optuna's parameters."""
 
     @abstractmethod
+    def extremes(self, name: str) -> list[Any]:
+        """Values that are valid only if all are."""
+
+    @abstractmethod
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         """Optuna's parameters for a given value: the inverse of `decode`."""
 
@@ -51,6 +55,9 @@ class Choice(Dimension):
 
     def decode(self, name: str, params: Mapping[str, Any]) -> Any:
         return params[name]
+
+    def extremes(self, name: str) -> list[Any]:
+        return list(self.options)
 
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         return {name: value}
@@ -69,6 +76,9 @@ class Real(Dimension):
 
     def decode(self, name: str, params: Mapping[str, Any]) -> float:
         return float(params[name])
+
+    def extremes(self, name: str) -> list[Any]:
+        return [self.low, self.high]
 
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         return {name: float(value)}
@@ -95,6 +105,11 @@ class Milestones(Dimension):
     def decode(self, name: str, params: Mapping[str, Any]) -> tuple[float, ...]:
         first, gap, count = (params[f"{name}.{part}"] for part in ("first", "gap", "count"))
         return tuple(m for m in (first + i * gap for i in range(int(count))) if m < 1)
+
+    def extremes(self, name: str) -> list[Any]:
+        corners = itertools.product(self.first, self.gap, self.count)
+        keys = (f"{name}.first", f"{name}.gap", f"{name}.count")
+        return [self.decode(name, dict(zip(keys, corner, strict=True))) for corner in corners]
 
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         marks = tuple(value)
@@ -131,12 +146,12 @@ class SearchSpace:
     def encode(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters for settings given by hand (the report's); settings that are not searched are ignored.
 
-        Raises ConfigError if a searched setting is missing or outside its range.
+        A searched setting that is not given is left to the searcher. Raises ConfigError for a value outside its range.
         """
         params: dict[str, Any] = {}
         for name, dimension in self._applying(settings):
             if name not in settings:
-                raise ConfigError(f"settings to try first lack {name!r}, which is searched: {dict(settings)}")
+                continue
             for key, value in dimension.encode(name, settings[name]).items():
                 dist = dimension.distributions(name)[key]
                 inside = value in dist.choices if isinstance(dist, CategoricalDistribution) else _in_range(dist, value)
@@ -164,6 +179,12 @@ class SearchSpace:
                 dimension = replace(dimension, only_if=None)
             left[name] = dimension
         return SearchSpace(**left)
+
+    def check(self, base: TrialConfig) -> None:
+        """Raises ConfigError if some value of some dimension would make no valid trial: now, not in mid-study."""
+        for name, dimension in self.dimensions.items():
+            for value in dimension.extremes(name):
+                base.replace(**{name: value})
 
     def describe(self) -> dict[str, str]:
         """One line a dimension, for the study's record and for comparing spaces."""

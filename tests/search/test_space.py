@@ -52,8 +52,14 @@ def test_first_milestone_falls_where_every_preset_feels_it(epochs):
 def test_settings_outside_the_space_are_named():
     with pytest.raises(ConfigError, match=r"lr = 0.5, outside"):
         SPACE.encode({**REPORT[0], "lr": 0.5})
-    with pytest.raises(ConfigError, match="lack 'gamma'"):
-        SPACE.encode({k: v for k, v in REPORT[0].items() if k != "gamma"})
+
+
+def test_a_searched_setting_that_is_not_given_is_left_to_the_searcher():
+    space = SearchSpace(**SPACE.dimensions, weight_decay=Real(low=1e-6, high=1e-2, log=True))
+    study = optuna.create_study()
+    study.enqueue_trial(space.encode(REPORT[0]))
+    suggested = space.suggest(study.ask())
+    assert suggested["lr"] == REPORT[0]["lr"] and 1e-6 <= suggested["weight_decay"] <= 1e-2
 
 
 def test_unevenly_spaced_milestones_cannot_be_searched():
