@@ -16,6 +16,7 @@ import torch
 
 from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
+from medtune.errors import MachineFault
 from medtune.search.conductor import Report, attempt_folder
 from medtune.search.space import Real, SearchSpace
 from medtune.study import Definition
@@ -102,3 +103,12 @@ class PlayedTrial(MedtuneTrial):
     """The actor of a played trial."""
 
     attempt_class = PlayedAttempt
+
+
+class SpentTrial(PlayedTrial):
+    """A process that is fit for one trial only, as when that trial left device memory behind."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Refuse, as `MedtuneTrial` does."""
+        self.attempt.close()
+        raise MachineFault("the last trial left 1000 MB of device memory behind")

@@ -355,6 +355,8 @@ def _start_ray() -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # What went wrong in a trial is in the ledger and on the screen with its cause, not as Tune's traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

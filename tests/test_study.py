@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import kill_resume
-from benchmarks.played import PlayedTrial, definition
+from benchmarks.played import PlayedTrial, SpentTrial, definition
 from medtune import cli
-from medtune.errors import ConfigError, MachineFault, StudyError
+from medtune.errors import ConfigError, StudyError
 from medtune.results import best, load_study, rank, study_summary
 from medtune.search.space import Real, SearchSpace
 from medtune.study import Definition, run_study, study_name
@@ -28,14 +28,6 @@ def played(storage):
     """Twelve played trials, of which the best two keep their checkpoints."""
     config = replace(kill_resume.config(storage, 12), keep=2)
     return config, run_study(config, definition("kill"), PlayedTrial)
-
-
-class StubbornTrial(PlayedTrial):
-    """A process that is fit for one trial only."""
-
-    def reset_config(self, new_config):
-        self.attempt.close()
-        raise MachineFault("1000 MB of device memory left behind")
 
 
 def checkpoints(folder):
@@ -136,7 +128,7 @@ def test_a_damaged_ledger_is_named_and_hides_no_other_study(played, tmp_path, ca
 
 
 def test_a_process_that_is_not_fit_for_another_trial_is_replaced(tmp_path):
-    folder = run_study(replace(kill_resume.config(tmp_path, 3), concurrent=1), definition("kill"), StubbornTrial)
+    folder = run_study(replace(kill_resume.config(tmp_path, 3), concurrent=1), definition("kill"), SpentTrial)
     rows = load_study(str(folder)).rows
     assert [row.state for row in rows if row.state not in ("COMPLETE", "PRUNED")] == []
     assert any(row.faults for row in rows) and max(row.faults for row in rows) == 1
