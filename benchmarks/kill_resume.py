@@ -1,6 +1,6 @@
 """Kill the driver of a study of short trials at random moments, resume each time, and account for every trial.
 
-Run:  python benchmarks/kill_resume.py [--kills 20] [--seed 0]
+Run:  python -m benchmarks.kill_resume [--kills 20] [--seed 0]
 
 A moment is a random number of bytes that the ledger grew by since the launch (so that asking, launching, reporting and
 deciding are all hit), or, one time in four, a random second of the start-up.

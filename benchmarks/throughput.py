@@ -1,6 +1,6 @@
 """How many trials a second the driver sustains: trivial trials with ledger and local record, beside stock Ray Tune.
 
-Run:  python benchmarks/throughput.py [--trials 1000] [--stock 100]
+Run:  python -m benchmarks.throughput [--trials 1000] [--stock 100]
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"  {brief({'model': config['model'], **trial['params']})}")
         print(f"  {config['image_size']} px, batch {config['batch_size']}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
-        print(f"  val at its best epoch, {trial['best'].get('epoch')}: {_figures(trial['best'], 'val')}")
+        print(f"  val at its best epoch, {trial['best'].get('epoch')}: {'  '.join(_figures(trial['best'], 'val'))}")
         print_figures(trial["external"] | {"external/name": answer["external_set"]})
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
@@ -260,14 +260,16 @@ def print_figures(source: Mapping[str, Any]) -> None:
     for group, label in GROUPS.items():
         figures = _figures(source, group)
         if figures:
-            print(f"  {label}: {figures}")
+            print(f"  {label}")
+        for start in range(0, len(figures), 3):
+            print("    " + "   ".join(figures[start : start + 3]))
     for warning in source.get("warnings", ()):
         print(f"  warning: {warning}")
     if source.get("synthetic"):
         print(SYNTHETIC)
 
 
-def _figures(source: Mapping[str, Any], group: str) -> str:
+def _figures(source: Mapping[str, Any], group: str) -> list[str]:
     parts = []
     for name in ("loss", "oa", "auc", "sensitivity", "specificity", "f1"):
         key = f"{group}/{name}"
@@ -278,5 +280,5 @@ def _figures(source: Mapping[str, Any], group: str) -> str:
             parts.append(f"{name} undefined ({source.get(f'{key}/reason', 'one class only')})")
             continue
         low, high = source.get(f"{key}/low"), source.get(f"{key}/high")
-        parts.append(f"{name} {value:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
-    return "  ".join(parts)
+        parts.append(f"{name} {value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
+    return parts

@@ -2,7 +2,10 @@
 
 Run:     python sweeps/medmamba.py                     (the report's recipe: needs a GPU)
          python sweeps/medmamba.py --preset laptop     (32 px, minutes on two cores)
-Result:  not run in full yet
+Result:  full: not run yet.
+         laptop (16 trials, seed 0, two cores, about 9 minutes): val loss 0.322, val AUC 0.945 by the report's base setting,
+         2 trials COMPLETE, 14 PRUNED; on a stand-in for CPN X-ray (395 images, not the published set) AUC 0.790
+         [0.745, 0.834]. One run of one seed: it shows the way, not the winner.
 """
 
 import sys
