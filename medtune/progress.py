@@ -77,7 +77,8 @@ class Progress:
         self.say(f"  external test: {tested} images of {self.data.external_name}")
         if trial.external_limit and tested < len(self.data.external.labels):
             self.say(f"  the external test uses a fixed stratified {tested} of {len(self.data.external.labels)} images")
-        for warning in (*self.data.warnings, *rung_warnings(self.config, conductor)):
+        warnings = (*self.data.warnings, *rung_warnings(self.config, conductor), *search_warnings(self.config, conductor))
+        for warning in warnings:
             self.say(f"  warning: {warning}")
         if self.data.synthetic:
             self.say("  SYNTHETIC images: figures say nothing about any disease")
@@ -182,6 +183,18 @@ class Progress:
         """The outcome in words."""
         for line in self.summary():
             self.say(line)
+
+
+def search_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
+    """TPE should model at least half of the trials: say so where fixed and random ones leave it less."""
+    before = max(config.starts(), len(conductor.first))
+    if config.trials > 1 and before > config.trials / 2:
+        left = max(0, config.trials - before)
+        return [
+            f"TPE proposes only {left} of {config.trials} trials from results; {before} are fixed or random. "
+            "Raise --trials, lower --random-starts, or leave the report's settings out with --no-report-first."
+        ]
+    return []
 
 
 def rung_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:

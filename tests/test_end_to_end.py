@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from medtune.results import load_study
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--epochs 3 --train-limit 32 --external-limit 20 --resamples 50 --batch-size 16 --image-size 28"
@@ -61,3 +64,30 @@ def test_medtune_evaluate_gives_the_trials_own_figures_again(study):
     found = json.loads(medtune(study, "evaluate", trial["checkpoint"], "--json").stdout)
     assert found["val/loss"] == pytest.approx(trial["best"]["val/loss"], abs=1e-5)
     assert found["test/auc"] == pytest.approx(trial["external"]["test/auc"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_study_killed_in_mid_trial_gives_the_figures_of_an_uninterrupted_one(tmp_path):
+    """Real training, on CPU, one trial at a time: bit for bit."""
+    command = f"{sys.executable} sweeps/medmamba.py --preset laptop --pair synthetic --model medmamba_t --trials 3 {SMALL}"
+    command += " --concurrent 1 --checkpoint-seconds 0 --wandb off --name s --storage "
+
+    def start(storage):
+        return subprocess.Popen([*command.split(), str(storage)], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(timeout=280) == 0
+    killed = start(tmp_path / "killed")
+    record = tmp_path / "killed" / "s" / "trials" / "0000" / "attempt-1" / "epochs.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (record.exists() and len(record.read_text().splitlines()) >= 2):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert start(tmp_path / "killed").wait(timeout=280) == 0
+
+    def figures(storage):
+        rows = load_study("s", tmp_path / storage).rows
+        return [(r.state, r.epoch, r.value, r.settings, r.latest["best"], r.latest["external"]) for r in rows]
+
+    assert figures("killed") == figures("whole")
+    assert load_study("s", tmp_path / "killed").rows[0].attempt == 2

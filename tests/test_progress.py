@@ -8,7 +8,7 @@ from rich.console import Console
 
 from medtune.config import StudyConfig, TrialConfig
 from medtune.data import limit, load_pair
-from medtune.progress import Progress, brief, duration, rung_warnings
+from medtune.progress import Progress, brief, duration, rung_warnings, search_warnings
 from medtune.search.ledger import Row
 from medtune.search.space import Milestones, SearchSpace
 
@@ -65,7 +65,7 @@ def test_one_line_per_change_when_the_output_is_no_terminal():
 
 def test_it_says_which_images_and_that_they_are_synthetic():
     shown = progress([], terminal=False)
-    shown.begin(SimpleNamespace(rows={}, space=SearchSpace()), ["trial 3: goes on after epoch 2 of 5"])
+    shown.begin(SimpleNamespace(rows={}, space=SearchSpace(), first=()), ["trial 3: goes on after epoch 2 of 5"])
     said = shown.console.file.getvalue()
     for words in ("64 class-balanced training images", "SYNTHETIC", "rungs at epochs 1, 2, 4", "goes on after epoch 2"):
         assert words in said
@@ -78,6 +78,13 @@ def test_a_rung_before_the_learning_rate_drops_is_warned_of():
     config = StudyConfig()
     assert "second rung (epoch 60) comes before the latest first milestone (epoch 135)" in rung_warnings(config, late)[0]
     assert rung_warnings(config, fine) == []
+
+
+def test_a_search_that_leaves_little_to_tpe_is_warned_of():
+    eight = SimpleNamespace(first=tuple(range(8)))
+    assert "TPE proposes only 4 of 12 trials" in search_warnings(StudyConfig(trials=12), eight)[0]
+    assert "TPE proposes only 0 of 64" in search_warnings(StudyConfig(random_starts=1000), eight)[0]
+    assert search_warnings(StudyConfig(), eight) == []
 
 
 def test_short_forms():
