@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -219,7 +221,9 @@ def print_outcome(folder: Path) -> bool:
     print_best(answer)
     print(f"\neverything of this study: {folder}")
     at = "" if folder.parent == storage_folder(None) else f" --storage {folder.parent}"
-    print(f"next: medtune best {study.name}{at} --top 3\n      medtune trials {study.name}{at}")
+    # As it can be typed here: an environment that is not activated is not on the path.
+    medtune = "medtune" if shutil.which("medtune") else os.path.relpath(Path(sys.executable).with_name("medtune"))
+    print(f"next: {medtune} best {study.name}{at} --top 3\n      {medtune} trials {study.name}{at}")
     return True
 
 
