@@ -20,6 +20,8 @@ from medtune.errors import ConfigError, unknown
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["auto", "bf16", "fp32"]
+Schedule = Literal["milestones", "constant"]
+Imbalance = Literal["none", "weighted", "balanced"]
 Selection = Literal["val/loss", "val/oa", "val/auc", "val/sensitivity", "val/specificity", "val/f1"]
 Preset = Literal["full", "laptop"]
 WandbMode = Literal["auto", "offline", "off"]
@@ -73,10 +75,27 @@ class TrialConfig:
     """Where the learning rate is multiplied by gamma, as fractions of the epochs, rising."""
     gamma: float = 0.1
     """Factor on the learning rate at each milestone."""
+    schedule: Schedule = "milestones"
+    """milestones: the rate drops at each; constant: it never does, as when the report's scripts ran."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm where they are longer; none: never."""
+    imbalance: Imbalance = "none"
+    """What is done about unequal classes: nothing, a loss weighted against class size, or batches drawn evenly."""
+    augmentation: float = 0.0
+    """0: the report's crops and mirrors; up to 1: also contrast, brightness, blur and resolution changes, that strong."""
+    pretrained: str | None = None
+    """Weights to start from: a file in the published layout, or `timm` (resnet50 alone); none: random ones."""
+    patch_momentum: bool = False
+    """MedViT's patch momentum changer: in training, images exchange their features' mean and spread."""
     selection: Selection = "val/loss"
     """Metric that picks a trial's best epoch, and that the search optimises."""
     precision: Precision = "auto"
     """bf16 autocast or fp32; auto is bf16 on GPUs of compute capability 8 and above."""
+    micro_batch: int | None = None
+    """Most images a device computes at once, their gradients added up to the batch's; none: the batch, halved while it
+    does not fit into the device's memory."""
+    activation_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, slower."""
     train_limit: int | None = None
     """Train on this many images, as many of each class as there are to be had; none: all."""
     external_limit: int | None = None
@@ -94,8 +113,9 @@ class TrialConfig:
 
         object.__setattr__(self, "milestones", tuple(self.milestones))
         _require_number(self, ("image_size", "epochs", "batch_size", "resamples", "seed"), whole=True)
-        _require_number(self, ("lr", "momentum", "weight_decay", "gamma", "checkpoint_seconds"))
+        _require_number(self, ("lr", "momentum", "weight_decay", "gamma", "augmentation", "checkpoint_seconds"))
         _require_choices(self, optimizer=Optimizer, selection=Selection, precision=Precision)
+        _require_choices(self, schedule=Schedule, imbalance=Imbalance)
         if self.model not in available():
             raise ConfigError(unknown("model", self.model, available()))
         if self.pair not in available_pairs():
@@ -111,7 +131,11 @@ class TrialConfig:
         _require(self.resamples >= 0, "resamples", "at least 0", self.resamples)
         _require(self.checkpoint_seconds >= 0, "checkpoint_seconds", "at least 0", self.checkpoint_seconds)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        for name in ("train_limit", "external_limit"):
+        _require(0 <= self.augmentation <= 1, "augmentation", "in [0, 1]", self.augmentation)
+        if self.clip_norm is not None:
+            _require_number(self, ("clip_norm",))
+            _require(self.clip_norm > 0, "clip_norm", "none or above 0", self.clip_norm)
+        for name in ("train_limit", "external_limit", "micro_batch"):
             value = getattr(self, name)
             _require(value is None or (isinstance(value, int) and value >= 2), name, "none or at least 2, whole", value)
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
