@@ -122,10 +122,15 @@ def figures(
 
 
 def curves(logits: Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """For plots: `roc` of class 1 (fpr, tpr), `confusion` (rows true, columns decided), `classes`."""
+    """For plots: `roc` of class 1 (fpr, tpr), `confusion` (rows true, columns decided), `classes`.
+
+    More than two classes have `rocs` instead: a curve per class against the rest, in their order.
+    """
     probs = metrics.softmax(logits.numpy())
-    confusion = metrics.confusion(probs, labels).tolist()
-    return {"roc": metrics.roc(probs, labels), "confusion": confusion, "classes": list(classes)}
+    shapes = {"confusion": metrics.confusion(probs, labels).tolist(), "classes": list(classes)}
+    if len(classes) == 2:
+        return {"roc": metrics.roc(probs, labels), **shapes}
+    return {"rocs": [metrics.roc(probs, labels, positive=label) for label in range(len(classes))], **shapes}
 
 
 def external_test(model: nn.Module, config: TrialConfig, data: PairData, device: torch.device) -> dict[str, Any]:

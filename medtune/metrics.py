@@ -55,6 +55,20 @@ def classification(probs: ArrayLike, labels: ArrayLike) -> dict[str, float | Non
     return {name: float(values[name][0]) if name in values else None for name in NAMES}
 
 
+def auc_of_logit(logits: ArrayLike, labels: ArrayLike) -> float | None:
+    """AUC of two classes, logits (N, 2), ranked by the raw logit of class 1; None where a class is missing.
+
+    What the report's scripts compute. It is no ROC AUC of the decision: that ranks by the probability, so by the
+    difference of both logits. Raises ValueError for other shapes, labels or logits that are not finite.
+    """
+    scored = _Scored(logits, labels)
+    if scored.classes != 2:
+        raise ValueError(f"logits must be (N, 2), got (N, {scored.classes})")
+    if "auc" in scored.reasons():
+        return None
+    return float(scored.auc(np.ones((1, len(scored.labels))), positive=1)[0])
+
+
 def undefined(labels: ArrayLike, classes: int = 2) -> dict[str, str]:
     """Why figures of these labels (N,) are None: figure -> reason; empty when all are defined."""
     values = np.asarray(labels)

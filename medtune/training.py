@@ -258,25 +258,33 @@ class Fit(Iterator[EpochResult]):
         self._best = {name: tensor.to(self.device) for name, tensor in snapshot.best.items()}
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        from medtune.data.transforms import augment
+        """`train/loss` is the plain cross entropy, comparable with `val/loss`, also where a weighted one is optimised."""
+        from medtune.data.sampling import class_weights, epoch_order
+        from medtune.data.transforms import augment, draw
 
         assert self._data is not None
         model, train, config = self.model, self._data.train, self.config
-        count = len(train.labels)
-        order = torch.randperm(count, generator=generator(config.seed, epoch, "order")).to(self.device)
-        draws = generator(config.seed, epoch, "augmentation")
+        count, (height, width) = len(train.labels), train.images.shape[-2:]
+        order = epoch_order(train.labels, config.imbalance, generator(config.seed, epoch, "order")).to(self.device)
+        weights = class_weights(train.labels, self._classes, config.imbalance)
+        chance = generator(config.seed, epoch, "augmentation")
         labels = train.labels[order]
         bounds = batch_bounds(count, config.batch_size)
         losses = torch.zeros(len(bounds), device=self.device)
         logits = torch.empty((count, self._classes), device=self.device)
         model.train()
         for batch, (start, stop) in enumerate(bounds):
+            draws = draw(stop - start, height, width, chance, config.augmentation)
             images = augment(train.images[order[start:stop]], config.image_size, draws)
             with autocast(config.precision, self.device):
                 output = model(images).float()
-            loss = F.cross_entropy(output, labels[start:stop])
+            loss = objective = F.cross_entropy(output, labels[start:stop])
+            if weights is not None:
+                # Over the images, not over their weights: the same whichever images share a batch.
+                total = F.cross_entropy(output, labels[start:stop], weight=weights, reduction="sum")
+                objective = total / (stop - start)
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            objective.backward()
             self._optimizer.step()
             losses[batch] = loss.detach()
             logits[start:stop] = output.detach()

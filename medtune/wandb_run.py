@@ -87,7 +87,7 @@ class WandbRun:
     def external(self, metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
         """Log an external test with the epoch that is logged next.
 
-        metrics: flat, its "epoch" the tested weights'. curves: "roc" {fpr, tpr}, "confusion" (rows true), "classes".
+        metrics: flat, its "epoch" the tested weights'. curves: see `medtune.evaluate.curves`.
         """
         self._guard(self._keep_external, metrics, curves)
 
@@ -273,9 +273,13 @@ def _plots(run: Any, curves: Mapping[str, Any], name: str, step: int) -> dict[st
         drawn = dict(zip(fields.split(), columns, strict=True))
         plots[key] = wandb.plot_table(spec, table, drawn, texts)
 
-    if roc := curves.get("roc"):
-        label = classes[1] if len(classes) > 1 else "1"
-        points = [[fpr, tpr, label] for fpr, tpr in zip(roc["fpr"], roc["tpr"], strict=True)]
+    rocs = dict(enumerate(curves.get("rocs") or ())) | ({1: curves["roc"]} if curves.get("roc") else {})
+    if rocs:
+        points = [
+            [fpr, tpr, classes[label] if classes else str(label)]
+            for label, roc in rocs.items()
+            for fpr, tpr in zip(roc["fpr"], roc["tpr"], strict=True)
+        ]
         titles = {"x-axis-title": "1 - specificity", "y-axis-title": "sensitivity"}
         plot("roc", "wandb/area-under-curve/v0", ("fpr", "tpr", "class"), points, "x y class", title=name, **titles)
     if confusion := curves.get("confusion"):

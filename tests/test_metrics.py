@@ -66,6 +66,44 @@ def test_more_classes_equal_scikit_learns_macro_figures(classes: int) -> None:
         )
 
 
+@pytest.mark.parametrize("task", ["binary-class", "multi-class", "ordinal-regression"])
+def test_figures_equal_medmnists_own(task: str) -> None:
+    """What MedMNIST's published tables were made with."""
+    from medmnist.evaluator import getACC, getAUC
+
+    classes = 2 if task == "binary-class" else 5
+    for case in range(10):
+        rng = np.random.default_rng(case)
+        labels = np.concatenate([np.arange(classes), rng.integers(0, classes, 60)])
+        probs = metrics.softmax(np.round(rng.normal(size=(len(labels), classes)), 1))
+        found = metrics.classification(probs, labels)
+        assert found["auc"] == pytest.approx(getAUC(labels[:, None], probs, task), abs=1e-12)
+        assert found["oa"] == getACC(labels[:, None], probs, task)
+
+
+def test_a_class_that_is_missing_leaves_macro_figures_missing() -> None:
+    """A mean over the classes that happen to be there would not be comparable: only `oa` needs no class."""
+    labels = np.array([0, 2, 2, 0])
+    found = metrics.classification(metrics.softmax(np.random.default_rng(0).normal(size=(4, 3))), labels)
+    assert found["oa"] is not None and [found[name] for name in metrics.NAMES[1:]] == [None] * 4
+    assert set(metrics.undefined(labels, 3).values()) == {"no image of class 1"}
+
+
+def test_auc_of_the_logit_equals_scikit_learn_and_is_not_that_of_the_probability() -> None:
+    differs = 0
+    for case in range(CASES):
+        rng = np.random.default_rng(case)
+        labels = np.append([0, 1], rng.integers(0, 2, 40))
+        logits = np.round(rng.normal(size=(42, 2)) + labels[:, None] * [0.5, 1.0], 1)  # with ties
+        found = metrics.auc_of_logit(logits, labels)
+        assert found == pytest.approx(sk.roc_auc_score(labels, logits[:, 1]), abs=1e-12)
+        differs += found != metrics.classification(metrics.softmax(logits), labels)["auc"]
+    assert differs > CASES / 2
+    assert metrics.auc_of_logit(logits, np.ones(42, dtype=int)) is None
+    with pytest.raises(ValueError, match=r"\(N, 2\), got \(N, 3\)"):
+        metrics.auc_of_logit(np.zeros((2, 3)), [0, 1])
+
+
 def test_cross_entropy_equals_scikit_learns_log_loss() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
@@ -150,6 +188,18 @@ def test_roc_encloses_the_area_and_is_short() -> None:
 def test_confusion_has_true_classes_as_rows() -> None:
     for probs, labels in binary_cases():
         assert (metrics.confusion(probs, labels) == sk.confusion_matrix(labels, probs.argmax(axis=1))).all()
+
+
+def test_roc_of_each_of_more_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(4), rng.integers(0, 4, 200)])
+    probs = metrics.softmax(np.round(rng.normal(size=(204, 4)) + np.eye(4)[labels], 1))
+    areas = []
+    for label in range(4):
+        curve = metrics.roc(probs, labels, positive=label)
+        areas.append(sk.auc(curve["fpr"], curve["tpr"]))
+        assert areas[-1] == pytest.approx(sk.roc_auc_score(labels == label, probs[:, label]), abs=1e-12)
+    assert metrics.classification(probs, labels)["auc"] == pytest.approx(np.mean(areas), abs=1e-12)
 
 
 @pytest.mark.parametrize(

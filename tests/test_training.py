@@ -146,6 +146,7 @@ def test_callers_random_numbers_and_settings_are_left_alone(tiny_config: Make, t
         {"batch_size": 8},
         {"weight_decay": 0.1},
         {"image_size": 32},
+        {"augmentation": 0.5},
     ],
     ids=str,
 )
@@ -207,7 +208,7 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
     tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    draws: list[float] = []
+    draws: list[tuple[int, ...]] = []
     labels: list[torch.Tensor] = []
     real = torch.nn.functional.cross_entropy
 
@@ -215,9 +216,9 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
         labels.append(truth)
         return real(logits, truth)
 
-    def augment(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    def augment(images: torch.Tensor, size: int, drawn: transforms.Draws) -> torch.Tensor:
         seen.append(images.double().mean(dim=(1, 2, 3)))
-        draws.append(torch.rand(1, generator=generator).item())
+        draws.append(tuple(drawn.boxes.flatten().tolist()))
         return transforms.prepare(images, size)
 
     monkeypatch.setattr(transforms, "augment", augment)
@@ -231,6 +232,47 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
         assert torch.equal(torch.cat(labels[3 * index : 3 * index + 3])[epoch.argsort()], own[everything.argsort()])
     assert not torch.equal(epochs[0], epochs[1])
     assert len(set(draws)) == len(draws)
+
+
+def uneven(data: PairData, small: int = 9) -> PairData:
+    """All of class 0's training images and a few of class 1's."""
+    own = data.train
+    kept = np.sort(np.concatenate([np.flatnonzero(own.labels == 0), np.flatnonzero(own.labels == 1)[:small]]))
+    return dataclasses.replace(data, train=own.take(kept))
+
+
+def test_weighted_loss_is_optimised_and_the_plain_one_reported(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """25 images against 9: weights 0.68 and 1.89. The step is that of the mean of weighted losses."""
+    data = uneven(tiny_data)
+    config = tiny_config(optimizer="sgd", lr=0.01, batch_size=34, epochs=1, imbalance="weighted")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = torch.nn.functional.cross_entropy
+
+    def spy(logits: torch.Tensor, truth: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if not kwargs:
+            seen.append((logits, truth))
+        return real(logits, truth, **kwargs)
+
+    monkeypatch.setattr(training.F, "cross_entropy", spy)
+    fitting = fit(config, data, device=CPU)
+    before = [parameter.detach().clone() for parameter in fitting.model.parameters()]
+    fitting.model.register_forward_hook(lambda model, images, output: output.retain_grad() if model.training else None)
+    result = next(fitting)
+    logits, truth = seen[0]
+    assert result.metrics["train/loss"] == pytest.approx(real(logits, truth).item(), rel=1e-6)
+    weights = torch.tensor([34 / (2 * 25), 34 / (2 * 9)])[truth]
+    wanted = (metrics.softmax(logits.detach()) - np.eye(2)[truth]) * weights.numpy()[:, None] / 34
+    assert logits.grad is not None and np.allclose(logits.grad.numpy(), wanted, atol=1e-7)
+    assert not all(torch.equal(a, b) for a, b in zip(before, fitting.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("imbalance", ["weighted", "balanced"])
+def test_imbalance_changes_what_is_trained(tiny_config: Make, tiny_data: PairData, imbalance: str) -> None:
+    data = uneven(tiny_data)
+    assert figures(run(tiny_config(), data)) != figures(run(tiny_config(imbalance=imbalance), data))
+    assert_same(run(tiny_config(imbalance=imbalance), data), run(tiny_config(imbalance=imbalance), data))
 
 
 def test_train_figures_are_those_of_the_augmented_images_while_training(

@@ -9,6 +9,8 @@ passes round.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +18,90 @@ from torch import Tensor
 
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
+EXPOSURE = 0.4
+"""At strength 1, contrast and brightness are multiplied by 1 - 0.4 to 1 + 0.4."""
+SHARPNESS = (2 / 224, 1.0)
+"""At strength 1, blur has a sigma of up to this share of the stored side, or so many stored pixels if that is more."""
+RESOLUTION = 4.0
+"""At strength 1, resolution is divided by up to 4."""
 _TRIES = 10
 _CHUNK_PIXELS = 1 << 24
 
 
-def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """RandomResizedCrop(size), RandomHorizontalFlip, Normalize(0.5, 0.5), drawn for each image on its own.
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for the images of a batch, on the generator's device until moved."""
 
-    images: uint8 (B, C, H, W) with C 1 or 3. Returns float32 (B, 3, size, size) in [-1, 1] on the images' device.
-    All randomness comes from `generator`, which should live on the CPU: then nothing waits for the device.
+    boxes: Tensor
+    """int32 (B, 4): top, left, height, width of the crop."""
+    flips: Tensor
+    """bool (B,): mirrored."""
+    looks: Tensor | None = None
+    """float32 (B, 4): factors of contrast and of brightness, sigma of the blur in stored pixels, share of the
+    resolution that is kept; None at strength 0."""
+
+    def part(self, start: int, stop: int) -> Draws:
+        """The draws of images start to stop: what they become does not depend on the rest of the batch."""
+        return self._each(lambda drawn: drawn[start:stop])
+
+    def to(self, device: torch.device) -> Draws:
+        """The draws on `device`, which is not waited for."""
+
+        def move(drawn: Tensor) -> Tensor:
+            if device.type == "cuda" and not drawn.is_cuda:
+                drawn = drawn.pin_memory()
+            return drawn.to(device, non_blocking=True)
+
+        return self._each(move)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        return Draws(change(self.boxes), change(self.flips), None if self.looks is None else change(self.looks))
+
+
+def draw(count: int, height: int, width: int, generator: torch.Generator, strength: float = 0.0) -> Draws:
+    """Draws for `count` images of height x width, from `generator` alone: on the CPU, nothing waits for the device.
+
+    strength: 0 for crops and mirrors alone; up to 1 for exposure, blur and resolution as well. Crops and mirrors are
+    the same at every strength. Each image has its own amounts: factors of contrast and brightness, uniform about 1;
+    sigma, uniform from 0; resolution, uniform in its logarithm from all of it down.
+    """
+    boxes = sample_boxes(count, height, width, generator)
+    flips = torch.rand(count, generator=generator, device=generator.device) < 0.5
+    if strength == 0:
+        return Draws(boxes, flips)
+    amounts = torch.rand(count, 4, generator=generator, device=generator.device)
+    exposure = 1 + strength * EXPOSURE * (2 * amounts[:, :2] - 1)
+    sigma = strength * max(SHARPNESS[0] * max(height, width), SHARPNESS[1]) * amounts[:, 2:3]
+    kept = RESOLUTION ** (-strength * amounts[:, 3:])
+    return Draws(boxes, flips, torch.cat([exposure, sigma, kept], dim=1))
+
+
+def augment(images: Tensor, size: int, draws: Draws) -> Tensor:
+    """RandomResizedCrop(size), RandomHorizontalFlip, Normalize(0.5, 0.5), and what `draws.looks` asks for.
+
+    images: uint8 (B, C, H, W) with C 1 or 3, as many as draws. Returns float32 (B, 3, size, size) in [-1, 1], to
+    rounding errors, on the images' device.
+
+    Exposure, blur and resolution come before the crop, as they do in a hospital: they are the whole image's, whichever
+    part of it is cut out. After it they would do nothing to small images: 28 px enlarged to 224 hold no detail that a
+    blur of 2 px or a resolution of 56 px could take away.
     """
     _require_images(images)
-    height, width = images.shape[-2:]
-    boxes = sample_boxes(len(images), height, width, generator)
-    flips = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    drawn = torch.cat([boxes, flips[:, None].to(boxes.dtype)], dim=1)
-    if images.is_cuda and not drawn.is_cuda:
-        drawn = drawn.pin_memory()
-    drawn = drawn.to(images.device, non_blocking=True)
-    return _three_channels(resized_crop(_normalised(images), drawn[:, :4], drawn[:, 4] > 0, size))
+    draws = draws.to(images.device)
+    levels = _normalised(images)
+    if draws.looks is None:
+        return _three_channels(resized_crop(levels, draws.boxes, draws.flips, size))
+    contrast, brightness, sigma, kept = draws.looks.unbind(1)
+    levels = _exposed(levels, contrast, brightness)
+    return _three_channels(resized_crop(levels, draws.boxes, draws.flips, size, sigma, kept))
+
+
+def _exposed(levels: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
+    """Contrast about each image's own mean, then brightness from black; cut off at black and white."""
+    mean = levels.mean(dim=(1, 2, 3), keepdim=True)
+    factor = (contrast * brightness)[:, None, None, None]
+    # ((x - mean) * contrast + mean + 1) * brightness - 1
+    return ((levels - mean) * factor + (mean + 1) * brightness[:, None, None, None] - 1).clamp(-1, 1)
 
 
 def sample_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -67,16 +134,45 @@ def _centred_box(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
+def resized_crop(
+    images: Tensor,
+    boxes: Tensor,
+    flips: Tensor,
+    size: int,
+    sigma: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> Tensor:
     """Cut `boxes` (B, 4: top, left, height, width) out of images (B, C, H, W), resize, mirror where `flips` (B,).
 
+    sigma, kept (B,), given together: before it, blur the images by so many pixels and take them down to this share of
+    their resolution and back. All are one product with a matrix per image and axis.
     Returns float32 (B, C, size, size) in the images' own units.
     """
     top, left, height, width = boxes.to(torch.float32).unbind(1)
-    rows = _interpolation(top, height, images.shape[-2], size)  # (B, size, H)
-    columns = _interpolation(left, width, images.shape[-1], size, flips)  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
+        rows = _interpolation(top, height, images.shape[-2], size)  # (B, size, H)
+        columns = _interpolation(left, width, images.shape[-1], size, flips)  # (B, size, W)
+        if sigma is not None and kept is not None:
+            rows, columns = _softened(rows, sigma, kept), _softened(columns, sigma, kept)
         return rows[:, None] @ images.to(torch.float32) @ columns[:, None].transpose(-1, -2)
+
+
+def _softened(weights: Tensor, sigma: Tensor, kept: Tensor) -> Tensor:
+    """Weights (B, size, side) that read an axis, made to read it after blur and at a lower resolution."""
+    side = weights.shape[-1]
+    at = torch.arange(side, device=weights.device, dtype=torch.float32) + 0.5
+    between = at[:, None] - at
+    gauss = torch.exp(-0.5 * (between / sigma.clamp(min=0.05)[:, None, None]) ** 2)
+    # A triangle as wide as a coarse pixel, for averaging into them and, read the other way, for going between them.
+    coarse = (side * kept).round().clamp(min=1)  # (B,) positions
+    shares = (1 - (at[:, None] * (coarse / side)[:, None, None] - at).abs()).clamp(min=0)  # (B, side, coarse...)
+    shares = shares * (at < coarse[:, None])[:, None]
+    return weights @ _normed(shares) @ _normed(shares.transpose(1, 2)) @ _normed(gauss)
+
+
+def _normed(weights: Tensor) -> Tensor:
+    """Rows that sum to 1; those of zeros stay."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
 def _interpolation(start: Tensor, length: Tensor, side: int, size: int, flips: Tensor | None = None) -> Tensor:
