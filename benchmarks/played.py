@@ -102,7 +102,7 @@ class PlayedAttempt(Attempt):
 class PlayedTrial(MedtuneTrial):
     """The actor of a played trial."""
 
-    attempt_class = PlayedAttempt
+    attempt_class: type[Attempt] = PlayedAttempt
 
 
 class SpentTrial(PlayedTrial):

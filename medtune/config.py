@@ -109,7 +109,7 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         from medtune.data import available_pairs
-        from medtune.models import available
+        from medtune.models import available, has_patch_momentum
 
         object.__setattr__(self, "milestones", tuple(self.milestones))
         _require_number(self, ("image_size", "epochs", "batch_size", "resamples", "seed"), whole=True)
@@ -120,6 +120,8 @@ class TrialConfig:
             raise ConfigError(unknown("model", self.model, available()))
         if self.pair not in available_pairs():
             raise ConfigError(unknown("pair", self.pair, available_pairs()))
+        if self.patch_momentum and not has_patch_momentum(self.model):
+            raise ConfigError(f"patch_momentum is for MedViT alone, got model {self.model!r}: leave it out")
         _require(self.native_size in (28, 64, 128, 224), "native_size", "one of 28, 64, 128, 224", self.native_size)
         _require(self.image_size >= 28, "image_size", "at least 28", self.image_size)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
@@ -200,9 +202,11 @@ class StudyConfig:
     concurrent: int | None = None
     """Trials at a time; none: as many as the machines hold."""
     cpus_per_trial: int = 1
-    """CPU cores a trial computes with."""
+    """CPU cores each process of a trial computes with."""
     gpus_per_trial: float | None = None
-    """GPUs a trial reserves; none: 1 where there is a GPU, else 0."""
+    """GPUs a trial reserves, several for one process each; none: one a process where there is a GPU, else 0."""
+    processes_per_trial: int | None = None
+    """Processes that train one trial together, sharing its batches; none: one for each of its GPUs."""
     machine_faults: int = 3
     """Times a trial is started again after its process or machine died."""
     data_dir: Path | None = None
@@ -224,11 +228,14 @@ class StudyConfig:
             _require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         _require(0 < self.first_rung <= 1, "first_rung", "in (0, 1]", self.first_rung)
         _require(self.reduction >= 2, "reduction", "at least 2", self.reduction)
-        for name in ("concurrent", "random_starts"):
+        for name in ("concurrent", "random_starts", "processes_per_trial"):
             value = getattr(self, name)
             _require(value is None or (isinstance(value, int) and value >= 1), name, "at least 1, whole", value)
         gpus = self.gpus_per_trial
         _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus), "gpus_per_trial", "0 to 1, or a whole number", gpus)
+        rule = f"0 or one for each of {self.processes()} processes (processes_per_trial)"
+        several = self.processes() > 1 or (gpus or 0) > 1
+        _require(not several or gpus in (None, 0, self.processes()), "gpus_per_trial", rule, gpus)
         plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
         _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 
@@ -242,6 +249,10 @@ class StudyConfig:
                 rungs.append(epoch)
             fraction *= self.reduction
         return tuple(rungs)
+
+    def processes(self) -> int:
+        """Processes that train one trial together."""
+        return self.processes_per_trial or max(1, int(self.gpus_per_trial or 0))
 
     def starts(self) -> int:
         """Random trials before TPE models, so that it models at least half of them."""

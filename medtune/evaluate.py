@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from medtune import metrics, models
 from medtune.config import Precision, TrialConfig
 from medtune.data import PairData, Split, limit, load_pair
 from medtune.errors import CheckpointError, MedtuneError
+from medtune.memory import is_out_of_memory
 from medtune.weights import load_weights
 
 BOOTSTRAP_SEED = 0
@@ -72,17 +74,42 @@ def logits_of(
     *,
     matched: int | None = None,
 ) -> Tensor:
-    """Logits (N, K), float32 on the device, of batches of uint8 images (B, C, H, W)."""
+    """Logits (N, K), float32 on the device, of batches of uint8 images (B, C, H, W).
+
+    A batch that does not fit into the device's memory is taken in halves, and so are those after it.
+    """
     from medtune.data.transforms import match_resolution, prepare
 
     logits: list[Tensor] = []
+    most: int | None = None
     with evaluating(model), torch.inference_mode(), autocast(precision, device):
         for images in batches:
             images = images.to(device, non_blocking=True)
             if matched is not None:
                 images = match_resolution(images, matched)
-            logits.append(model(prepare(images, size)).float())
+            done = 0
+            while done < len(images):
+                part = images[done : done + (most or len(images))]
+                output = _unless_full(model, prepare(part, size))
+                if output is None:
+                    most = len(part) // 2
+                    gc.collect()
+                    torch.cuda.empty_cache()
+                    continue
+                logits.append(output.float())
+                done += len(part)
     return torch.cat(logits)
+
+
+def _unless_full(model: nn.Module, images: Tensor) -> Tensor | None:
+    """The model's output; None when it takes more memory than there is and fewer images may do."""
+    try:
+        output: Tensor = model(images)
+        return output
+    except Exception as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    return None
 
 
 @contextlib.contextmanager
@@ -101,7 +128,8 @@ def figures(
 ) -> dict[str, Any]:
     """Flat figures `prefix/auc`, ... of logits (N, K): None where undefined, then with `prefix/auc/reason`.
 
-    With `resamples` each has `prefix/auc/low` and `prefix/auc/high`, its 95 % interval, as well.
+    With `resamples` each has `prefix/auc/low` and `prefix/auc/high`, its 95 % interval, as well. Two classes also have
+    `prefix/auc_logit`, the AUC as the report's scripts computed it: ranked by the raw logit of class 1.
     Raises MedtuneError for logits that are not finite.
     """
     if not torch.isfinite(logits).all():
@@ -118,6 +146,8 @@ def figures(
         if resamples:
             low, high = bounds[name] or (None, None)
             result |= {f"{prefix}/{name}/low": low, f"{prefix}/{name}/high": high}
+    if probs.shape[1] == 2:
+        result[f"{prefix}/auc_logit"] = metrics.auc_of_logit(logits.numpy(), labels)
     return result
 
 

@@ -23,6 +23,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData, data_folder, external_folder, load_pair
 from medtune.errors import ConfigError, StudyError
 from medtune.record import write_json
+from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
@@ -32,7 +33,7 @@ Settings = Mapping[str, Any]
 
 # Not part of what a study is: they may differ from one launch to the next.
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
-    "machine_faults", "data_dir", "external_dir", "wandb", "wandb_project", "report_first"
+    "processes_per_trial", "machine_faults", "data_dir", "external_dir", "wandb", "wandb_project", "report_first"
 }
 _FREE_TRIAL = {"resamples", "checkpoint_seconds"}
 
@@ -87,6 +88,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     definition.space.check(config.trial)
     for settings in definition.first:
         definition.space.encode(settings)
+    _require_shares(config, definition)
     _require_writable(folder)
     with _only_driver(folder):
         _check_same_study(folder, name, config, definition, data)
@@ -116,6 +118,16 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
                 progress.say(report.describe())
         progress.end()
     return folder
+
+
+def _require_shares(config: StudyConfig, definition: Definition) -> None:
+    """Each of a trial's processes needs two images of a batch (BatchNorm). Raises ConfigError."""
+    dimension = definition.space.dimensions.get("batch_size")
+    sizes = dimension.extremes("batch_size") if dimension else [config.trial.batch_size]
+    if min(sizes) < 2 * config.processes():
+        raise ConfigError(
+            f"batch_size must be at least 2 for each of a trial's {config.processes()} processes, got {min(sizes)}"
+        )
 
 
 def _require_writable(folder: Path) -> None:
@@ -250,12 +262,14 @@ def _tune(
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
 
     _start_ray()
-    gpus = config.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-    _require_room(config, gpus)
-    conductor.slots = lambda: _slots(config, gpus)
-    if not gpus and config.preset == "full":
+    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
+    try:
+        reservation.require_room(ray.nodes())
+    except ConfigError:
+        ray.shutdown()
+        raise
+    conductor.slots = lambda: reservation.slots(ray.nodes(), config.concurrent)
+    if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
         for line in cpu_study(config, progress.data):
@@ -279,15 +293,17 @@ def _tune(
                 wandb=config.wandb,
                 wandb_project=config.wandb_project,
                 threads=config.cpus_per_trial,
+                processes=reservation.processes,
+                gpu_share=reservation.gpus or 1.0,
+                micro_batch=launch.micro_batch,
             )
         )
 
     searcher = LedgerSearcher(conductor, to_spec)
-    resources = {"cpu": config.cpus_per_trial, **({"gpu": gpus} if gpus else {})}
     runs = folder / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable or MedtuneTrial, resources),
+        tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=LedgerScheduler(conductor, searcher),
@@ -312,33 +328,6 @@ def _tune(
         shutil.rmtree(runs, ignore_errors=True)
     if searcher.stopping:
         raise KeyboardInterrupt
-
-
-def _require_room(config: StudyConfig, gpus: float) -> None:
-    """A trial that fits nowhere would wait for ever. Raises ConfigError with what there is."""
-    import ray
-
-    most: dict[str, float] = {}
-    for node in ray.nodes():
-        for name in ("CPU", "GPU"):
-            most[name] = max(most.get(name, 0.0), node["Resources"].get(name, 0.0) if node["Alive"] else 0.0)
-    for setting, asked, name in (("cpus_per_trial", config.cpus_per_trial, "CPU"), ("gpus_per_trial", gpus, "GPU")):
-        if asked > most.get(name, 0.0):
-            ray.shutdown()
-            raise ConfigError(
-                f"{setting} is {asked:g}, but no machine here has more than {most.get(name, 0.0):g} {name}s: "
-                f"lower --{setting.replace('_', '-')}, or add a machine that has them"
-            )
-
-
-def _slots(config: StudyConfig, gpus: float) -> int:
-    import ray
-
-    have = ray.cluster_resources()
-    fit = int(have.get("CPU", 0) // config.cpus_per_trial)
-    if gpus:
-        fit = min(fit, int(have.get("GPU", 0) / gpus + 1e-9))
-    return min(fit, config.concurrent or fit)
 
 
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")

@@ -4,14 +4,14 @@ All randomness of an epoch comes from (seed, epoch): order, augmentation and sto
 interrupted trial continues exactly (bit for bit on CPU) from weights and optimizer state, and nothing depends on what
 ran in the process before.
 
-A last batch of a single image joins the batch before it (BatchNorm needs two); every image is seen once an epoch.
+A last batch of a single image joins the batch before it (BatchNorm needs two); every image is seen once an epoch, unless
+the setting `imbalance` draws them otherwise.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,12 +27,12 @@ from medtune import metrics
 from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
-from medtune.errors import DataError, MedtuneError, TrainingDiverged
-from medtune.evaluate import autocast, default_device, eval_batch, figures, logits_of
-from medtune.seeding import generator, reproducible
-
-CHECK_EVERY = 50
-"""Batches between two looks at the losses; each look waits for the device."""
+from medtune.epoch import DeviceSplit, optimizer_of, train_epoch
+from medtune.errors import DataError, MachineFault, MedtuneError, TrainingDiverged
+from medtune.evaluate import default_device, eval_batch, figures, logits_of
+from medtune.memory import fewer, is_out_of_memory, least
+from medtune.parallel import SOLO, Group, synchronised
+from medtune.seeding import reproducible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,12 @@ class EpochResult:
     """The selection metric at the best epoch."""
     improved: bool
     """Whether this epoch is the best one so far."""
+    micro_batch: int
+    """Images a device computed at once: the batch, its process's share, or what fits into its memory."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class DeviceSplit:
-    """A split on the device: images uint8 (N, C, H, W), labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,15 +90,20 @@ def fit(
     checkpoints: CheckpointStore | None = None,
     save_at: Collection[int] = (),
     resident: DeviceData | None = None,
+    group: Group = SOLO,
+    micro_batch: int | None = None,
 ) -> Fit:
     """Train `config` on `data`, from the newest good checkpoint on; iterate to train.
 
     Checkpoints are written after the epochs in `save_at`, after the last one, and else at least
-    `config.checkpoint_seconds` apart. `resident` is `on_device(data, device)` when the caller has it already.
-    Raises DataError when the data cannot train or select, CheckpointError when the checkpoint is of another trial;
-    iterating raises TrainingDiverged when a loss is not finite.
+    `config.checkpoint_seconds` apart, by the group's first process alone. `resident` is `on_device(data, device)` when the
+    caller has it already. `group`: the processes that train together; each calls this with the same arguments.
+    `micro_batch`: images to compute at once at most, where less than `config.micro_batch` is known to fit.
+    Raises DataError when the data cannot train or select, CheckpointError when the checkpoint is of another trial or the
+    weights to start from do not fit; iterating raises TrainingDiverged when a loss is not finite and OutOfMemory when a
+    piece of a batch does not fit: go on with a new Fit and a smaller `micro_batch`.
     """
-    return Fit(config, data, device or default_device(), checkpoints, save_at, resident)
+    return Fit(config, data, device or default_device(), checkpoints, save_at, resident, group, micro_batch)
 
 
 class Fit(Iterator[EpochResult]):
@@ -118,8 +117,10 @@ class Fit(Iterator[EpochResult]):
         checkpoints: CheckpointStore | None,
         save_at: Collection[int],
         resident: DeviceData | None,
+        group: Group,
+        micro_batch: int | None,
     ) -> None:
-        _require_trainable(config, data)
+        _require_trainable(config, data, group)
         self.config = config
         self.device = device
         self.history: list[EpochResult] = []
@@ -134,13 +135,17 @@ class Fit(Iterator[EpochResult]):
         self._best: dict[str, Tensor] = {}
         self._data: DeviceData | None = resident or on_device(data, device)
         self._val_labels = np.asarray(data.val.labels)
-        self._model: nn.Module | None = _build(config, data).to(device)
-        self._optimizer: Any = _optimizer(self._model, config, device)
-        self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(
-            self._optimizer, list(config.milestone_epochs()), config.gamma
-        )
+        self._group = group
+        self._model: nn.Module | None = synchronised(_build(config, data).to(device), group, device)
+        self._optimizer: Any = optimizer_of(self._model, config, device)
+        drops = list(config.milestone_epochs()) if config.schedule == "milestones" else []
+        self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, drops, config.gamma)
+        self._limit = least(config.micro_batch, micro_batch)
         if checkpoints is not None:
             self._resume(checkpoints)
+        if not group.agree(self.epoch):
+            raise MachineFault(f"the trial's processes found different checkpoints; this one found epoch {self.epoch}")
+        self._net: Any = group.wrap(self._model)
         self.start_epoch = self.epoch + 1
         if self.start_epoch > config.epochs:
             self.save()  # nothing is left to train, and the weights may lie with an earlier attempt alone
@@ -149,6 +154,12 @@ class Fit(Iterator[EpochResult]):
     def epoch(self) -> int:
         """Epochs trained so far, earlier attempts included."""
         return self.history[-1].epoch if self.history else 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Images a device computes at once, at most."""
+        share = -(-self.config.batch_size // self._group.world)
+        return share if self._limit is None else min(share, self._limit)
 
     @property
     def model(self) -> nn.Module:
@@ -174,14 +185,21 @@ class Fit(Iterator[EpochResult]):
         if self._model is None or self.epoch >= self.config.epochs:
             raise StopIteration
         epoch, lr, started = self.epoch + 1, self._optimizer.param_groups[0]["lr"], time.perf_counter()
+        full = False
+        # A stream of its own for each process: they are to drop different branches of different images.
+        stream = "model" if self._group.leads else f"model{self._group.rank}"
         try:
-            with reproducible(self.device, self.config.seed, epoch, "model"):
+            with reproducible(self.device, self.config.seed, epoch, stream):
                 train = self._train_epoch(epoch)
                 trained = time.perf_counter()
                 val = self._validate(epoch)
-        except BaseException:  # half an epoch is not to be gone on from, after Ctrl-C neither
-            self._model = None
-            raise
+        except BaseException as error:  # half an epoch is not to be gone on from, after Ctrl-C neither
+            self._model = self._net = None
+            full = is_out_of_memory(error)
+            if not full:
+                raise
+        if full:  # raised out here: the error caught holds on to what fills the memory
+            raise fewer(self.config, self.device, self.micro_batch)
         self._scheduler.step()
         found = {**train, **val}
         improved = self._select(epoch, found)
@@ -196,6 +214,7 @@ class Fit(Iterator[EpochResult]):
             best_epoch=self.best_epoch,
             best_value=self.best_value,
             improved=improved,
+            micro_batch=self.micro_batch,
         )
         self.history.append(result)
         due = time.monotonic() - self._saved_time >= self.config.checkpoint_seconds
@@ -205,7 +224,7 @@ class Fit(Iterator[EpochResult]):
 
     def save(self) -> Path | None:
         """Write a checkpoint now; None without a store, or when this epoch has one. Raises CheckpointError."""
-        if self._store is None or self.epoch == self._saved_epoch:
+        if self._store is None or not self._group.leads or self.epoch == self._saved_epoch:
             return None
         state = self._optimizer.state_dict()["state"]
         entries = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
@@ -221,6 +240,7 @@ class Fit(Iterator[EpochResult]):
                 progress={
                     "lr": self._optimizer.param_groups[0]["lr"],
                     "best_value": self.best_value,
+                    "micro_batch": self._limit,
                     "optimizer": {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
                     "history": [result.to_dict() for result in self.history],
                 },
@@ -231,7 +251,7 @@ class Fit(Iterator[EpochResult]):
 
     def close(self) -> None:
         """Let go of the model, its optimizer and the images, and give device memory back."""
-        self._model = self._data = None
+        self._model = self._net = self._data = None
         self._optimizer = self._scheduler = None
         self._best = {}
         gc.collect()
@@ -253,54 +273,36 @@ class Fit(Iterator[EpochResult]):
             group["lr"] = lr
         lrs = [lr] * len(self._optimizer.param_groups)
         self._scheduler.load_state_dict({"last_epoch": snapshot.epoch, "_last_lr": lrs})
+        self._limit = least(self._limit, snapshot.progress["micro_batch"])
         self.history = [EpochResult(**values) for values in snapshot.progress["history"]]
         self.best_epoch, self.best_value = snapshot.best_epoch, snapshot.progress["best_value"]
         self._best = {name: tensor.to(self.device) for name, tensor in snapshot.best.items()}
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        """`train/loss` is the plain cross entropy, comparable with `val/loss`, also where a weighted one is optimised."""
-        from medtune.data.sampling import class_weights, epoch_order
-        from medtune.data.transforms import augment, draw
-
         assert self._data is not None
-        model, train, config = self.model, self._data.train, self.config
-        count, (height, width) = len(train.labels), train.images.shape[-2:]
-        order = epoch_order(train.labels, config.imbalance, generator(config.seed, epoch, "order")).to(self.device)
-        weights = class_weights(train.labels, self._classes, config.imbalance)
-        chance = generator(config.seed, epoch, "augmentation")
-        labels = train.labels[order]
-        bounds = batch_bounds(count, config.batch_size)
-        losses = torch.zeros(len(bounds), device=self.device)
-        logits = torch.empty((count, self._classes), device=self.device)
-        model.train()
-        for batch, (start, stop) in enumerate(bounds):
-            draws = draw(stop - start, height, width, chance, config.augmentation)
-            images = augment(train.images[order[start:stop]], config.image_size, draws)
-            with autocast(config.precision, self.device):
-                output = model(images).float()
-            loss = objective = F.cross_entropy(output, labels[start:stop])
-            if weights is not None:
-                # Over the images, not over their weights: the same whichever images share a batch.
-                total = F.cross_entropy(output, labels[start:stop], weight=weights, reduction="sum")
-                objective = total / (stop - start)
-            self._optimizer.zero_grad(set_to_none=True)
-            objective.backward()
-            self._optimizer.step()
-            losses[batch] = loss.detach()
-            logits[start:stop] = output.detach()
-            if (batch + 1) % CHECK_EVERY == 0 or batch + 1 == len(bounds):
-                _require_finite(losses[: batch + 1], epoch, bounds)
-        sizes = [stop - start for start, stop in bounds]
-        loss_mean = float(np.average(losses.double().cpu().numpy(), weights=sizes))
-        if not torch.isfinite(logits).all():
-            raise TrainingDiverged(f"the model's output is not finite at epoch {epoch}. A lower learning rate may help")
-        found = figures(logits.cpu(), labels.cpu().numpy(), "train", loss=False)
-        return {"train/loss": loss_mean, **found}
+        logits, labels = train_epoch(
+            self._net,
+            self._optimizer,
+            self._data.train,
+            self.config,
+            self._classes,
+            epoch,
+            self._group,
+            self._limit,
+        )
+        # The loss is that of the images as they were drawn, unweighted: to be compared with val's.
+        return figures(logits.cpu(), labels.cpu().numpy(), "train", loss=True)
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         assert self._data is not None
-        batches = iter(self._data.val.images.split(eval_batch(self.config.image_size, self.device)))
-        logits = logits_of(self.model, batches, self.config.image_size, self.device, self.config.precision).cpu()
+        images, device = self._data.val.images, self.device
+        first, last = self._group.part(0, len(images))
+        whole = torch.zeros((len(images), self._classes), device=device)
+        if last > first:
+            batches = iter(images[first:last].split(eval_batch(self.config.image_size, device)))
+            whole[first:last] = logits_of(self.model, batches, self.config.image_size, device, self.config.precision)
+        self._group.add_up(whole)
+        logits = whole.cpu()
         if not torch.isfinite(logits).all():
             loss = F.cross_entropy(logits, torch.from_numpy(self._val_labels)).item()
             raise TrainingDiverged(f"val loss is {loss} at epoch {epoch}. A lower learning rate may help")
@@ -312,6 +314,8 @@ class Fit(Iterator[EpochResult]):
         if value is None or (self.best_value is not None and sign * value <= sign * self.best_value):
             return False
         self.best_epoch, self.best_value = epoch, value
+        if not self._group.leads:
+            return True
         state = self.model.state_dict()
         if self._best:
             for name, tensor in state.items():
@@ -321,55 +325,30 @@ class Fit(Iterator[EpochResult]):
         return True
 
 
-def batch_bounds(count: int, size: int) -> list[tuple[int, int]]:
-    """(start, stop) of each batch; a single image left over joins the batch before."""
-    starts = list(range(0, count, size))
-    if len(starts) > 1 and count - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], count], strict=True))
-
-
 def _build(config: TrialConfig, data: PairData) -> nn.Module:
     from medtune import models
 
     # Drawn on the CPU, so that a seed gives the same weights on every device.
     with reproducible(torch.device("cpu"), config.seed, 0, "weights"):
-        return models.build(config.model, num_classes=len(data.classes), in_channels=3)
+        model = models.build(
+            config.model, num_classes=len(data.classes), in_channels=3, patch_momentum=config.patch_momentum
+        )
+    if config.pretrained is not None:
+        models.load_pretrained(config.model, model, config.pretrained)
+    if config.activation_checkpointing:
+        models.checkpoint_activations(model)
+    return model
 
 
-def _optimizer(model: nn.Module, config: TrialConfig, device: torch.device) -> torch.optim.Optimizer:
-    free: set[str] = getattr(model, "no_weight_decay", set)()
-    named = dict(model.named_parameters())
-    assert free <= named.keys(), f"no_weight_decay names no parameters: {sorted(free - named.keys())}"
-    groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in named.items() if n not in free], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named.items() if n in free], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type in ("cpu", "cuda")  # one pass over the weights: 8 times faster than without, also on a CPU
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, fused=fused)
-
-
-def _require_trainable(config: TrialConfig, data: PairData) -> None:
-    if len(data.train.labels) < 2:
-        raise DataError(f"the training set of {data.name} has {len(data.train.labels)} images; at least 2 are needed")
+def _require_trainable(config: TrialConfig, data: PairData, group: Group) -> None:
+    if len(data.train.labels) < 2 * group.world:
+        each = "" if group.world == 1 else f" for each of {group.world} processes"
+        raise DataError(
+            f"the training set of {data.name} has {len(data.train.labels)} images; at least 2 are needed{each}"
+        )
     name = config.selection.removeprefix("val/")
     reason = metrics.undefined(data.val.labels, len(data.classes)).get(name)
     if len(data.val.labels) == 0:
         reason = "no images"
     if reason:
         raise DataError(f"selection {config.selection} is undefined on the validation split of {data.name}: {reason}")
-
-
-def _require_finite(losses: Tensor, epoch: int, bounds: list[tuple[int, int]]) -> None:
-    values = losses.tolist()
-    for batch, value in enumerate(values):
-        if not math.isfinite(value):
-            start, stop = bounds[batch]
-            raise TrainingDiverged(
-                f"train loss is {value} at epoch {epoch}, batch {batch + 1} of {len(bounds)} "
-                f"(images {start + 1} to {stop} of the epoch). A lower learning rate may help"
-            )

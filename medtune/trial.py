@@ -11,18 +11,21 @@ import gc
 import json
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from torch import nn
 
 from medtune.checkpoint import CheckpointStore
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
 from medtune.errors import MachineFault
-from medtune.evaluate import external_test, own_test
+from medtune.evaluate import default_device, external_test, own_test
+from medtune.memory import OutOfMemory, Remembered, least
+from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.tracking import LocalRecord, WandbRun, read_outcome
 from medtune.training import EpochResult, Fit, fit
@@ -45,6 +48,12 @@ class AttemptSpec:
     wandb: WandbMode
     wandb_project: str
     threads: int
+    processes: int = 1
+    """Processes that train it together."""
+    gpu_share: float = 1.0
+    """The part of a GPU that each process has."""
+    micro_batch: int | None = None
+    """Images at once that an earlier attempt was left to try when more did not fit into memory."""
 
     @property
     def trials(self) -> Path:
@@ -58,11 +67,49 @@ def _data(pair: str, native: int, data_dir: str | None, external_dir: str | None
     return load_pair(pair, native_size=native, data_dir=folder, external_dir=external, external_fallback=fallback)
 
 
-class Attempt:
-    """Trains one configuration, tests it at rungs and at the end, and reports after each epoch."""
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A training that is set up, and what it was set up from."""
 
-    def __init__(self, spec: AttemptSpec) -> None:
+    fit: Fit
+    data: PairData
+    device: torch.device
+    store: CheckpointStore
+    remembered: Remembered
+
+
+def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
+    """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
+    torch.set_num_threads(spec.threads)
+    device = default_device()
+    data = _data(config.pair, config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback)
+    data = limit(data, train_limit=config.train_limit, external_limit=config.external_limit)
+    here, *earlier = (
+        attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt, 0, -1)
+    )
+    store = CheckpointStore(here, earlier=earlier)
+    remembered = Remembered(Path(spec.folder).parent / "micro-batches", config, device, spec.gpu_share)
+    fitting = fit(
+        config,
+        data,
+        device=device,
+        checkpoints=store,
+        save_at=spec.rungs,
+        group=group,
+        micro_batch=least(spec.micro_batch, remembered.read()),
+    )
+    return Begun(fitting, data, device, store, remembered)
+
+
+class Attempt:
+    """Trains one configuration, tests it at rungs and at the end, and reports after each epoch.
+
+    Of a group, it is the first process's: the one that writes, tests and reports.
+    """
+
+    def __init__(self, spec: AttemptSpec, group: Group = SOLO) -> None:
         self.spec = spec
+        self.group = group
         self.config = TrialConfig.from_dict(spec.config)
         self.started = time.perf_counter()
         self.record = LocalRecord(attempt_folder(spec.trials, spec.number, spec.attempt))
@@ -76,10 +123,24 @@ class Attempt:
         """Train one more epoch. A trial's own error becomes a `fail` report: it is the trial's, not the machine's."""
         try:
             return self._advance()
+        except OutOfMemory as error:
+            return self._fail(error) if error.fits is None else self._go_again(error, error.fits)
         except Exception as error:
-            report = self._report("fail", cause=f"{type(error).__name__}: {error}")
+            return self._fail(error)
+
+    def _fail(self, error: Exception) -> Report:
+        report = self._report("fail", cause=f"{type(error).__name__}: {error}")
+        if self.group.world == 1:  # a group's failure may be another process's: who conducts it knows
             self._end(report)
-            return report
+        return report
+
+    def _go_again(self, error: OutOfMemory, fits: int) -> Report:
+        """The trial goes on in another attempt, from its last checkpoint, with fewer images at once."""
+        self.remembered.write(fits)
+        report = replace(self._report("out_of_memory", cause=str(error)), micro_batch=fits)
+        if self.group.world == 1:
+            note_out_of_memory(self.record, report)
+        return report
 
     def _advance(self) -> Report:
         if self.fit is None:
@@ -101,18 +162,10 @@ class Attempt:
 
     def _start(self) -> None:
         spec = self.spec
-        torch.set_num_threads(spec.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        data = _data(
-            self.config.pair, self.config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback
-        )
-        self.data = limit(data, train_limit=self.config.train_limit, external_limit=self.config.external_limit)
-        self.device = device
-        earlier = [
-            attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt - 1, 0, -1)
-        ]
-        store = CheckpointStore(self.record.folder / "checkpoints", earlier=earlier)
-        self.fit = fit(self.config, self.data, device=device, checkpoints=store, save_at=spec.rungs)
+        begun = begin_fit(spec, self.config, self.group)
+        self.fit, self.data, self.device, store = begun.fit, begun.data, begun.device, begun.store
+        self.remembered = begun.remembered
+        self._note_micro_batch(begun.fit)
         for problem in store.problems:
             self.record.event("checkpoint", message=problem)
         if spec.wandb != "off":
@@ -127,6 +180,14 @@ class Attempt:
                 mode="offline",
                 record=self.record,
             )
+
+    def _note_micro_batch(self, run: Fit) -> None:
+        if run.micro_batch * self.group.world >= self.config.batch_size:
+            return
+        message = f"a device computes {run.micro_batch} images at once; gradients add up to batch {self.config.batch_size}"
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules()):
+            message += f". BatchNorm's statistics are those of {run.micro_batch} images, not of the batch"
+        self.record.event("micro_batch", message=message, micro_batch=run.micro_batch)
 
     def _test_external(self, run: Fit) -> None:
         """Test the best weights so far, unless these very weights were tested before."""
@@ -162,6 +223,7 @@ class Attempt:
             cause=cause,
             node=socket.gethostname(),
             seconds=time.perf_counter() - self.started,
+            micro_batch=run.micro_batch if run else None,
         )
 
     def _end(self, report: Report) -> None:
@@ -186,6 +248,12 @@ class Attempt:
             self.fit = None
 
 
+def note_out_of_memory(record: LocalRecord, report: Report) -> None:
+    """Write down why an attempt ended whose trial goes on."""
+    message = f"{report.cause}. The trial goes on with {report.micro_batch} at once"
+    record.event("out_of_memory", message=message, micro_batch=report.micro_batch)
+
+
 RESIDENT_BYTES = 1 << 27
 """Device memory a process keeps between trials: cuBLAS's workspace and the like, 65 MiB as measured on an H200."""
 
@@ -205,8 +273,23 @@ class MedtuneTrial(tune.Trainable):
 
     attempt_class = Attempt
 
+    team: Any = None
+
     def setup(self, config: dict[str, Any]) -> None:
-        self.attempt = self.attempt_class(AttemptSpec(**json.loads(config["spec"])))
+        spec = AttemptSpec(**json.loads(config["spec"]))
+        if spec.processes == 1:
+            self.attempt: Any = self.attempt_class(spec)
+            return
+        from medtune.team import TeamAttempt  # which is made of this module's parts
+
+        self.team = self.team or self.new_team(spec)
+        self.attempt = TeamAttempt(spec, self.team)
+
+    def new_team(self, spec: AttemptSpec) -> Any:
+        """The processes of a trial that several train together."""
+        from medtune.team import Team
+
+        return Team(spec.processes, spec.threads)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this warm process.
@@ -227,6 +310,8 @@ class MedtuneTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         self.attempt.close()
+        if self.team is not None:
+            self.team.stop()
 
 
 def to_config(spec: AttemptSpec) -> dict[str, str]:

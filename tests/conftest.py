@@ -40,7 +40,7 @@ def tiny_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialConfig]:
     monkeypatch.setattr(
         medtune.models,
         "build",
-        lambda name, num_classes=2, in_channels=3: TinyNet(num_classes, in_channels, widths[name]),
+        lambda name, num_classes=2, in_channels=3, **_: TinyNet(num_classes, in_channels, widths[name]),
     )
     torch.set_num_threads(1)
 

@@ -29,7 +29,11 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_MODULES))
 
 
-def build(name: str, num_classes: int = 2, in_channels: int = 3) -> nn.Module:
+def has_patch_momentum(name: str) -> bool:
+    return name.startswith("medvit")
+
+
+def build(name: str, num_classes: int = 2, in_channels: int = 3, *, patch_momentum: bool = False) -> nn.Module:
     """A model that takes images (B, in_channels, H, W) and gives logits (B, num_classes).
 
     Initial weights come from torch's global random numbers. Raises ConfigError for a name that is not in `available()`

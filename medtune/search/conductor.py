@@ -17,7 +17,7 @@ from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
 from medtune.tracking import read_epochs, read_final, read_outcome
 
-Status = Literal["running", "complete", "fail"]
+Status = Literal["running", "complete", "fail", "out_of_memory"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Launch:
     number: int
     attempt: int
     config: TrialConfig
+    micro_batch: int | None = None
+    """Images a device computes at once at most, when an earlier attempt found that more do not fit."""
 
     def folder(self, trials: Path) -> Path:
         """Where this attempt writes, and nothing else does."""
@@ -51,6 +53,8 @@ class Report:
     node: str | None = None
     seconds: float = 0.0
     """Time this attempt has taken so far."""
+    micro_batch: int | None = None
+    """Images a device computes at once; after `out_of_memory`, to be computed at once by the next attempt."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -164,10 +168,11 @@ class Conductor:
         return launch
 
     def _launch(self, number: int, attempt: int) -> Launch:
-        settings = self.ledger.row(number).settings
-        assert settings is not None
+        row = self.ledger.row(number)
+        assert row.settings is not None
         base = self.config.trial
-        return Launch(number, attempt, base.replace(**settings, seed=base.seed + number))
+        config = base.replace(**row.settings, seed=base.seed + number)
+        return Launch(number, attempt, config, row.attrs.get("micro_batch"))
 
     def report(self, report: Report) -> bool:
         """Take in a report; returns whether the trial goes on. Reports of an attempt that is not current are ignored."""
@@ -178,6 +183,13 @@ class Conductor:
         self.ledger.note(number, latest=_merged(self.rows[number].latest, report))
         if report.status == "fail":
             return self._finish(number, "FAIL", None, report.cause)
+        if report.status == "out_of_memory":
+            # No fault: it goes on at once in another attempt, from its last checkpoint.
+            self.ledger.note(number, micro_batch=report.micro_batch)
+            self.live.pop(number)
+            self._refresh(number)
+            self.waiting.insert(0, number)
+            return False
         if report.value is not None:
             self.ledger.record_epoch(number, report.epoch, report.value)
         if report.status == "complete":
@@ -227,6 +239,7 @@ def _merged(latest: Mapping[str, Any], report: Report) -> dict[str, Any]:
         "seconds": {**latest.get("seconds", {}), str(report.attempt): round(report.seconds, 3)},
         "best": report.best or latest.get("best", {}),
         "external": report.external or latest.get("external", {}),
+        "micro_batch": report.micro_batch or latest.get("micro_batch"),
     }
 
 

@@ -1,0 +1,95 @@
+"""When a batch does not fit into a device's memory: what that looks like, and what is remembered of it.
+
+What is remembered is how many images a device can compute at once, by GPU kind, model, image size and the like: one small
+file each in the studies' folder, so that the next trial of that kind starts with what fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtune.config import TrialConfig
+from medtune.errors import MedtuneError
+from medtune.record import read_json, write_json
+
+LEAST = 2
+"""BatchNorm needs two images."""
+_SIGNS = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST")
+
+
+class OutOfMemory(MedtuneError):
+    """A batch, or the part of it that was computed at once, does not fit into the device's memory."""
+
+    def __init__(self, message: str, fits: int | None) -> None:
+        """`fits`: images at once to try next; None when fewer are not possible."""
+        super().__init__(message)
+        self.fits = fits
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or of a CUDA library says that memory is used up."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def device_kind(device: torch.device) -> str:
+    """`NVIDIA H200, 139.8 GiB`, or `cpu`."""
+    if device.type != "cuda":
+        return device.type
+    about = torch.cuda.get_device_properties(device)
+    return f"{about.name}, {about.total_memory / 2**30:.1f} GiB"
+
+
+def fewer(config: TrialConfig, device: torch.device, tried: int) -> OutOfMemory:
+    """The error for `tried` images at once that did not fit, with half as many to try next."""
+    what = f"{config.model} at {config.image_size} px (batch {config.batch_size})"
+    if tried <= LEAST:
+        return OutOfMemory(
+            f"{what} does not fit into the memory of {device_kind(device)}, not even {tried} images at once, the fewest "
+            "that BatchNorm can work with. Smaller: --activation-checkpointing, a lower --image-size, a smaller model",
+            None,
+        )
+    return OutOfMemory(f"{what}: {tried} images at once do not fit into the memory of {device_kind(device)}", tried // 2)
+
+
+class Remembered:
+    """How many images fit at once, by what decides it, in one file each in `folder`."""
+
+    def __init__(self, folder: Path, config: TrialConfig, device: torch.device, share: float = 1.0) -> None:
+        """`share`: the part of a GPU that a trial has."""
+        self.key: dict[str, Any] = {
+            "device": device_kind(device),
+            "share": share,
+            "model": config.model,
+            "image_size": config.image_size,
+            "precision": config.precision,
+            "optimizer": config.optimizer,
+            "activation_checkpointing": config.activation_checkpointing,
+        }
+        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = folder / f"{config.model}-{config.image_size}-{name}.json"
+
+    def read(self) -> int | None:
+        """Images at once that were left to try when more did not fit; None when nothing is known."""
+        found = read_json(self.path) or {}
+        value = found.get("micro_batch")
+        return value if isinstance(value, int) and value >= LEAST else None
+
+    def write(self, micro_batch: int) -> None:
+        """Remember it unless less is remembered; a folder that cannot be written to costs the next trial the search."""
+        known = self.read()
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {**self.key, "micro_batch": min(micro_batch, known or micro_batch)})
+
+
+def least(*numbers: int | None) -> int | None:
+    """The least of those that are numbers; None when none is."""
+    return min((n for n in numbers if n is not None), default=None)

@@ -1,0 +1,223 @@
+"""A trial that several processes train together, each in its own part of the trial's reservation.
+
+The trial's own actor only conducts: it computes nothing, so a process that dies or runs out of memory while the others
+wait for it can always be answered, by ending the others. The processes are kept for the next trial as long as they are
+well. The first one (rank 0) writes, tests and reports as a trial's one process does; the others follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from medtune.config import TrialConfig
+from medtune.errors import MachineFault
+from medtune.memory import OutOfMemory, Remembered
+from medtune.parallel import Group, joined
+from medtune.record import LocalRecord
+from medtune.search.conductor import Report, attempt_folder
+from medtune.training import Fit
+from medtune.trial import Attempt, AttemptSpec, begin_fit, memory_returned, note_out_of_memory, to_config
+
+SAME_END = 5.0
+"""Seconds in which processes that fail for the same reason all say so."""
+
+
+class Follower:
+    """A process other than the first: trains its part, and writes nothing."""
+
+    def __init__(self, spec: AttemptSpec, group: Group) -> None:
+        self.spec = spec
+        self.group = group
+        self.fit: Fit | None = None
+        self.remembered: Remembered
+
+    def next_report(self) -> Report:
+        """Train one more epoch; only the status counts."""
+        report = functools.partial(Report, number=self.spec.number, attempt=self.spec.attempt)
+        try:
+            if self.fit is None:
+                begun = begin_fit(self.spec, TrialConfig.from_dict(self.spec.config), self.group)
+                self.fit, self.remembered = begun.fit, begun.remembered
+            next(self.fit, None)
+        except OutOfMemory as error:
+            if error.fits is None:
+                return report(status="fail", cause=f"OutOfMemory: {error}")
+            self.remembered.write(error.fits)
+            return report(status="out_of_memory", micro_batch=error.fits, cause=str(error))
+        except Exception as error:
+            return report(status="fail", cause=f"{type(error).__name__}: {error}")
+        return report(status="running", epoch=self.fit.epoch)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self.fit is not None:
+            self.fit.close()
+            self.fit = None
+
+
+class Member:
+    """One of the processes, as an actor."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._attempt: Attempt | Follower | None = None
+
+    def node(self) -> str:
+        """The machine this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def rendezvous(self, local: bool) -> str:
+        """Where the group meets: a file when all are on this machine, else a free port of it."""
+        if local:
+            folder = Path(tempfile.mkdtemp(prefix="medtune-group-"))
+            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            return (folder / "store").as_uri()
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def begin(self, spec: str, group: Group, address: str, local: bool) -> None:
+        """Join the group for an attempt."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._stack.enter_context(joined(group, address, device, local=local))
+        about = AttemptSpec(**json.loads(spec))
+        self._attempt = Attempt(about, group) if group.leads else Follower(about, group)
+
+    def next_report(self) -> str:
+        """One more epoch, as JSON."""
+        assert self._attempt is not None
+        return json.dumps(self._attempt.next_report().to_dict())
+
+    def end(self) -> None:
+        """Leave the group. Raises MachineFault when this process cannot take another trial."""
+        if self._attempt is not None:
+            self._attempt.close()
+        self._attempt = None
+        self._stack.close()
+        if not memory_returned():
+            raise MachineFault("the last trial left device memory behind")
+
+
+class Team:
+    """The processes, started when first needed and kept from trial to trial."""
+
+    def __init__(self, processes: int, threads: int, member: type[Member] = Member) -> None:
+        self.processes = processes
+        self.threads = threads
+        self.member = member
+        self.members: list[Any] = []
+
+    def begin(self, spec: AttemptSpec) -> None:
+        """Start what is not running and have all join for an attempt. Raises MachineFault when that fails."""
+        if not self.members:
+            self.members = [self._start(rank) for rank in range(self.processes)]
+        try:
+            local = len(set(ray.get([member.node.remote() for member in self.members]))) == 1
+            address = ray.get(self.members[0].rendezvous.remote(local))
+            text = to_config(spec)["spec"]
+            groups = [Group(rank, self.processes) for rank in range(self.processes)]
+            ray.get([m.begin.remote(text, g, address, local) for m, g in zip(self.members, groups, strict=True)])
+        except RayError as error:
+            self.stop()
+            raise MachineFault(f"the trial's {self.processes} processes did not come together: {_last(error)}") from None
+
+    def _start(self, rank: int) -> Any:
+        place: PlacementGroup | None = ray.util.get_current_placement_group()
+        options: dict[str, Any] = {"num_cpus": self.threads}
+        if place is not None:
+            # One bundle each: the trial's own actor needs none (medtune.reservation).
+            bundle = place.bundle_specs[rank]
+            options = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(place, rank)
+        return ray.remote(self.member).options(**options).remote()
+
+    def next_report(self) -> Report:
+        """One more epoch by all: the first process's report, or that of one that failed alone.
+
+        Raises MachineFault when a process died. After either the others are ended, as they may wait for it for ever.
+        """
+        waiting = {member.next_report.remote(): rank for rank, member in enumerate(self.members)}
+        reports: dict[int, Report] = {}
+        deadline: float | None = None
+        while waiting:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            if not done:
+                break
+            rank = waiting.pop(done[0])
+            try:
+                reports[rank] = Report(**json.loads(ray.get(done[0])))
+            except RayError as error:
+                self.stop()
+                raise MachineFault(f"process {rank} of {self.processes} ended: {_last(error)}") from None
+            if reports[rank].status == "out_of_memory":
+                self.stop()
+                return reports[rank]
+            if reports[rank].status == "fail" and deadline is None:
+                deadline = time.monotonic() + SAME_END
+        failed = [reports[rank] for rank in sorted(reports) if reports[rank].status == "fail"]
+        if not failed:
+            return reports[0]
+        if len(failed) < self.processes:
+            self.stop()
+        return failed[0]
+
+    def end(self) -> None:
+        """Leave the attempt; processes that cannot are ended."""
+        if self.members:
+            try:
+                ray.get([member.end.remote() for member in self.members], timeout=60)
+            except RayError:
+                self.stop()
+
+    def stop(self) -> None:
+        """End all processes at once."""
+        for member in self.members:
+            ray.kill(member)
+        self.members = []
+
+
+class TeamAttempt:
+    """One attempt at a trial by a team; the same as `Attempt` to its caller."""
+
+    def __init__(self, spec: AttemptSpec, team: Team) -> None:
+        self.spec = spec
+        self.team = team
+        self.begun = False
+
+    def next_report(self) -> Report:
+        """One more epoch by all."""
+        if not self.begun:
+            self.team.begin(self.spec)
+            self.begun = True
+        report = self.team.next_report()
+        record = LocalRecord(attempt_folder(self.spec.trials, self.spec.number, self.spec.attempt))
+        if report.status == "fail":
+            record.final(report.to_dict())
+        elif report.status == "out_of_memory":
+            note_out_of_memory(record, report)
+        return report
+
+    def close(self) -> None:
+        """Let go of the attempt."""
+        self.team.end()
+
+
+def _last(error: RayError) -> str:
+    """The reason out of Ray's report of many lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

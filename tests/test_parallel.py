@@ -1,0 +1,88 @@
+"""Several processes that train one trial: equal to one process, together in what they decide, and resumed by any number."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from medtune.checkpoint import CheckpointStore
+from medtune.parallel import Group
+from medtune.training import Fit
+from tests.support.group_process import train
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("medmamba_t", "resnet50")
+"""One of each family: what differs within a family is how often a block stands there."""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave behind."""
+    folder = tmp_path_factory.mktemp("group")
+    address = (folder / "meeting").as_uri()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.group_process", str(rank), "2", address, str(folder), *MODELS],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return folder
+
+
+@functools.cache
+def alone(model: str) -> Fit:
+    """One process's two epochs."""
+    return train(model, 2)
+
+
+def assert_close(found: Mapping[str, torch.Tensor], wanted: Fit) -> None:
+    for name, value in wanted.model.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_train_as_one_with_the_same_batches(together: Path, model: str) -> None:
+    wanted = alone(model)
+    assert_close(torch.load(together / f"{model}.pt", weights_only=True), wanted)
+    figures = [json.loads((together / f"{model}-{rank}.json").read_text()) for rank in range(2)]
+    assert figures[0] == figures[1]
+    for ours, theirs in zip(wanted.history, figures[0], strict=True):
+        assert theirs == pytest.approx(ours.metrics, abs=1e-4)
+    first, second = (result.metrics["val/loss"] for result in wanted.history)
+    assert abs(first - second) > 1e-4  # the weights moved: there was something to get wrong
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_begun_by_two_processes_and_finished_by_one(together: Path, model: str) -> None:
+    store = CheckpointStore(together / model / "resumed", earlier=[together / model / "first-0"])
+    resumed = train(model, 1, store=store)
+    assert resumed.start_epoch == 2 and resumed.epoch == 2
+    assert_close(resumed.model.state_dict(), alone(model))
+
+
+def test_only_the_first_process_writes(together: Path) -> None:
+    assert list((together / MODELS[0] / "rank-0").glob("last-*.safetensors"))
+    assert not (together / MODELS[0] / "rank-1").exists()
+
+
+def test_parts_are_even_and_leave_nothing_out() -> None:
+    for world in (1, 2, 3, 7):
+        parts = [Group(rank, world).part(5, 25) for rank in range(world)]
+        assert parts[0][0] == 5 and parts[-1][1] == 25
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+        sizes = [stop - start for start, stop in parts]
+        assert max(sizes) - min(sizes) <= 1
