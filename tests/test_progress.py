@@ -28,6 +28,11 @@ def progress(rows, width=100, height=20, terminal=True, **settings):
     return shown
 
 
+def conductor(*epochs, planned=False, space=None, **more):
+    """What Progress asks of a conductor, for trials of these epochs."""
+    return SimpleNamespace(space=space or SearchSpace(), planned=planned, epochs=lambda: list(epochs or (5,)), **more)
+
+
 ROWS = [
     row(0, "COMPLETE", 5, 0.30, 50.0),
     row(1, "PRUNED", 1, 0.10, 10.0),
@@ -65,7 +70,7 @@ def test_one_line_per_change_when_the_output_is_no_terminal():
 
 def test_it_says_which_images_and_that_they_are_synthetic():
     shown = progress([], terminal=False)
-    shown.begin(SimpleNamespace(rows={}, space=SearchSpace(), first=()), ["trial 3: goes on after epoch 2 of 5"])
+    shown.begin(conductor(rows={}, first=()), ["trial 3: goes on after epoch 2 of 5"])
     said = shown.console.file.getvalue()
     for words in ("64 class-balanced training images", "SYNTHETIC", "rungs at epochs 1, 2, 4", "goes on after epoch 2"):
         assert words in said
@@ -73,15 +78,15 @@ def test_it_says_which_images_and_that_they_are_synthetic():
 
 
 def test_a_rung_before_the_learning_rate_drops_is_warned_of():
-    late = SimpleNamespace(space=SearchSpace(milestones=Milestones(first=(0.1, 0.9))))
-    fine = SimpleNamespace(space=SearchSpace(milestones=Milestones()))
+    late = conductor(150, space=SearchSpace(milestones=Milestones(first=(0.1, 0.9))))
+    fine = conductor(150, 100, space=SearchSpace(milestones=Milestones()))
     config = StudyConfig()
     assert "second rung (epoch 60) comes before the latest first milestone (epoch 135)" in rung_warnings(config, late)[0]
     assert rung_warnings(config, fine) == []
 
 
 def test_a_search_that_leaves_little_to_tpe_is_warned_of():
-    eight = SimpleNamespace(first=tuple(range(8)))
+    eight = conductor(first=tuple(range(8)))
     assert "TPE proposes only 4 of 12 trials" in search_warnings(StudyConfig(trials=12), eight)[0]
     assert "TPE proposes only 0 of 64" in search_warnings(StudyConfig(random_starts=1000), eight)[0]
     assert search_warnings(StudyConfig(), eight) == []

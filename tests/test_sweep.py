@@ -9,7 +9,13 @@ from sweeps.medmamba import REPORT, SPACE
 
 
 def parse(*args):
-    return sweep.parse(list(args), "")
+    return sweep.parse(list(args), "")[0]
+
+
+def fixed(*args, space=SPACE, first=REPORT):
+    return with_preset_fixed(
+        Definition(script="x", space=space, first=first), parse(*args), sweep.given_names(args, space.dimensions)
+    )
 
 
 @pytest.fixture
@@ -25,9 +31,9 @@ def nothing_here(monkeypatch, tmp_path):
 
 
 def test_a_preset_is_other_defaults_that_flags_override():
-    config, falls_back = parse("--preset", "laptop", "--epochs", "3")
+    config, falls_back, _ = sweep.parse(["--preset", "laptop", "--epochs", "3"], "")
     assert (config.trial.image_size, config.trial.epochs, config.trials, falls_back) == (32, 3, 16, False)
-    assert parse()[0].trial.image_size == 224
+    assert parse().trial.image_size == 224
 
 
 def test_help_shows_every_setting_with_its_default(capsys):
@@ -46,20 +52,16 @@ def test_a_misspelt_flag_names_the_nearest(capsys):
 
 
 def test_a_searched_setting_given_on_the_command_line_is_fixed():
-    args = ["--model", "medmamba_t", "--lr=0.01"]
-    config, _ = parse(*args)
-    given = sweep.given_names(args, SPACE)
-    assert given == ["model", "lr"]
-    fixed = with_preset_fixed(Definition(script="x", space=SPACE, first=REPORT), config, given)
-    assert "model" not in fixed.space.dimensions and "gamma" in fixed.space.dimensions
-    assert fixed.first == (), "the report's settings are of another model"
-    small = with_preset_fixed(Definition(script="x", space=SPACE, first=REPORT), parse("--gamma", "0.1")[0], ["gamma"])
-    assert small.first and all(settings["gamma"] == 0.1 for settings in small.first)
+    definition, config = fixed("--model", "medmamba_t", "--lr=0.01")
+    assert not {"model", "lr"} & set(definition.space.dimensions) and "gamma" in definition.space.dimensions
+    assert (config.trial.model, config.trial.lr) == ("medmamba_t", 0.01)
+    assert definition.first == (), "the report's settings are of another model"
+    small, _ = fixed("--gamma", "0.1")
+    assert len(small.first) == 4 and not any("gamma" in settings for settings in small.first)
 
 
 def test_no_report_first_leaves_all_to_the_searcher():
-    config, _ = parse("--no-report-first")
-    assert with_preset_fixed(Definition(script="x", space=SPACE, first=REPORT), config, []).first == ()
+    assert fixed("--no-report-first")[0].first == ()
 
 
 def test_without_data_the_script_fails_with_the_way_out(nothing_here, capsys):
@@ -69,7 +71,7 @@ def test_without_data_the_script_fails_with_the_way_out(nothing_here, capsys):
 
 
 def test_make_sweep_falls_back_to_generated_images_loudly(nothing_here, capsys):
-    config, fallback = sweep.with_what_is_there(parse("--preset", "laptop", "--fallback")[0], "medmamba")
+    config, fallback = sweep.with_what_is_there(parse("--preset", "laptop", "--fallback"), "medmamba")
     assert (config.trial.pair, config.name, fallback) == ("synthetic", "medmamba-laptop-synthetic", False)
     assert "GENERATED" in capsys.readouterr().out
 
@@ -79,4 +81,4 @@ def test_broken_data_are_an_error_not_a_reason_to_fall_back(nothing_here, tmp_pa
     folder.mkdir()
     (folder / "pneumoniamnist.npz").write_bytes(b"PK broken")
     with pytest.raises(DataError, match=r"pneumoniamnist\.npz"):
-        sweep.with_what_is_there(parse("--preset", "laptop", "--fallback")[0], "medmamba")
+        sweep.with_what_is_there(parse("--preset", "laptop", "--fallback"), "medmamba")

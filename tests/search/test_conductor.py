@@ -184,7 +184,7 @@ def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
     bench.conductor.ledger.record_epoch(poor.number, 1, 0.9)
-    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False, order=1)  # killed before the row was ended
+    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False, index=0, order=1)  # killed before the row was ended
     bench.reopen()
     assert bench.state(poor.number) == "PRUNED"
 

@@ -78,9 +78,9 @@ def test_a_condition_must_come_first():
 
 
 def test_fixing_a_setting_takes_it_and_what_hangs_on_it_out():
-    adam = SPACE.without(["optimizer"], TrialConfig(optimizer="adam"))
+    adam, _ = SPACE.without(["optimizer"], TrialConfig(optimizer="adam"))
     assert set(adam.dimensions) == {"model", "lr", "milestones", "gamma"}
-    sgd = SPACE.without(["optimizer"], TrialConfig(optimizer="sgd"))
+    sgd, _ = SPACE.without(["optimizer"], TrialConfig(optimizer="sgd"))
     assert "momentum" in suggest(sgd, 3, 1)[0]
 
 
