@@ -176,9 +176,17 @@ class Progress:
         ended = [seconds_of(row) for row in rows if row.finished and seconds_of(row)]
         if not ended or not self.conductor.live:
             return None
+        if self.conductor.planned:
+            an_epoch = sum(map(seconds_of, rows)) / max(1, sum(row.epoch for row in rows))
+            return an_epoch * self._epochs_left(rows) / len(self.conductor.live)
         mean = sum(ended) / len(ended)
         running = sum(min(mean, seconds_of(row)) for row in rows if not row.finished)
         return max(0.0, (mean * (self.config.trials - len(ended)) - running) / max(1, len(self.conductor.live)))
+
+    def _epochs_left(self, rows: list[Row]) -> int:
+        """Of a plan, all of whose epochs are known."""
+        done = {row.number: row.epochs(self.config.trial.epochs) if row.finished else row.epoch for row in rows}
+        return sum(max(0, epochs - done.get(number, 0)) for number, epochs in enumerate(self.conductor.epochs()))
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, expand=False)

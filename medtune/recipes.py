@@ -6,10 +6,7 @@ scripts that were published with it. Every figure here is the report's unless a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-Settings = Mapping[str, Any]
+from medtune.search.plan import Settings
 
 MEDMAMBA = ("medmamba_t", "medmamba_s", "medmamba_b")
 MEDVIT = ("medvit_small", "medvit_base", "medvit_large")

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,11 +25,9 @@ from medtune.errors import ConfigError, StudyError
 from medtune.record import write_json
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
-from medtune.search.plan import COSTS
+from medtune.search.plan import COSTS, Settings
 from medtune.search.space import SearchSpace
 from medtune.wandb_sync import Uploader
-
-Settings = Mapping[str, Any]
 
 # Not part of what a study is: they may differ from one launch to the next.
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {

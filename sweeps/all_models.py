@@ -37,4 +37,4 @@ REPORT = tuple({**one, **PLAIN} for one in sorted(report_models(), key=lambda on
 DEFAULTS = {"first_rung": 0.25}
 
 if __name__ == "__main__":
-    sys.exit(main("all_models", SPACE, REPORT, description=__doc__ or "", defaults=DEFAULTS))
+    sys.exit(main("all-models", SPACE, REPORT, description=__doc__ or "", defaults=DEFAULTS))

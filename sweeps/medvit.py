@@ -1,7 +1,7 @@
 """MedViT on PneumoniaMNIST, tested on CPN X-ray.
 
 Run:     python sweeps/medvit.py                     (224 px, 100 epochs, batch 128, the report's recipe: needs a GPU)
-         python sweeps/medvit.py --preset laptop     (32 px, minutes to hours on two cores)
+         python sweeps/medvit.py --preset laptop     (32 px, and the preset's epochs and batch)
 Result:  not run yet.
 """
 

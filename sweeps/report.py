@@ -12,7 +12,8 @@ Nothing is searched and nothing stopped early. `--seeds 8` after `--seeds 5` add
 import sys
 from dataclasses import dataclass
 
-from medtune.recipes import SELECTION, Settings, report_settings
+from medtune.recipes import SELECTION, report_settings
+from medtune.search.plan import Settings
 from medtune.sweep import PlanFlags, main_planned
 
 

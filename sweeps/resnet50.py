@@ -1,7 +1,7 @@
 """ResNet50 on PneumoniaMNIST, tested on CPN X-ray.
 
 Run:     python sweeps/resnet50.py                     (224 px, 100 epochs, batch 128, the report's recipe: needs a GPU)
-         python sweeps/resnet50.py --preset laptop     (32 px, minutes on two cores)
+         python sweeps/resnet50.py --preset laptop     (32 px, and the preset's epochs and batch)
 Result:  not run yet.
 """
 

@@ -24,7 +24,10 @@ def progress(rows, width=100, height=20, terminal=True, **settings):
     shown = Progress("s", "folder", config, load_pair("synthetic"))
     shown.console = Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal)
     shown.conductor = SimpleNamespace(
-        rows={r.number: r for r in rows}, live={r.number: r for r in rows if r.state == "RUNNING"}, minimise=True, space=None
+        rows={r.number: r for r in rows},
+        live={r.number: r for r in rows if r.state == "RUNNING"},
+        minimise=True,
+        planned=False,
     )
     return shown
 
@@ -100,6 +103,15 @@ def test_a_plan_says_that_it_stops_nothing_and_warns_of_no_search():
     said = shown.console.file.getvalue()
     assert "10 planned trials of 100 or 150 epochs" in said and "none of them stopped early" in said
     assert "TPE" not in said and "rung" not in said
+
+
+def test_the_time_left_of_a_plan_counts_its_epochs():
+    rows = [row(0, "COMPLETE", 10, 0.3, 100.0), row(1, "RUNNING", 5, 0.3, 50.0)]
+    shown = progress(rows)
+    shown.conductor = conductor(10, 10, 30, planned=True, rows=dict(enumerate(rows)), live={1: rows[1]}, minimise=True)
+    for one in rows:
+        one.settings["epochs"] = 10
+    assert "time left: about 6 min" in shown.summary()  # 35 epochs of 10 s
 
 
 def test_the_epochs_expected_of_trials_are_their_own():

@@ -7,7 +7,7 @@ from medtune import sweep
 from medtune.errors import DataError
 from medtune.recipes import MODELS
 from medtune.study import Definition, with_preset_fixed
-from sweeps import all_models, report
+from sweeps import all_models, medvit, report
 from sweeps.medmamba import REPORT, SPACE
 
 
@@ -108,6 +108,14 @@ def test_a_model_given_brings_its_familys_epochs_and_batch(every_model):
     assert (config.trial.batch_size, config.trial.epochs) == (128, 7) and len(given.first) == 1
     _, laptop = fixed("--preset", "laptop", "--model", "medvit_base", space=all_models.SPACE)
     assert (laptop.trial.batch_size, laptop.trial.epochs) == (32, 5)
+
+
+def test_a_scripts_own_defaults_stand_where_the_preset_has_none_of_its_own(every_model):
+    full, _, _ = sweep.parse([], "", medvit.DEFAULTS)
+    assert (full.trial.model, full.trial.batch_size, full.trial.epochs, full.rungs()) == ("medvit_small", 128, 100, (25, 50))
+    laptop, _, _ = sweep.parse(["--preset", "laptop", "--first-rung", "0.4"], "", medvit.DEFAULTS)
+    assert (laptop.trial.model, laptop.trial.batch_size, laptop.trial.epochs) == ("medvit_small", 32, 5)
+    assert laptop.first_rung == 0.4
 
 
 def test_a_batch_given_holds_for_every_model(every_model):

@@ -179,7 +179,7 @@ class Conductor:
         return Launch(number, attempt, configured(self.config.trial, number, settings))
 
     def epochs(self) -> list[int]:
-        """The epochs of the trials to come: of each in a plan, else each that the space has."""
+        """The epochs of the study's trials: of each, in order, when planned, else each number that the space has."""
         if self.planned:
             return [configured(self.config.trial, 0, settings).epochs for settings in self.first[: self.config.trials]]
         return self.space.values("epochs", self.config.trial)

@@ -252,10 +252,13 @@ class SearchSpace:
                     fixed.add(name)
                     continue
                 dimension = replace(dimension, only_if=None)
-            if isinstance(dimension, Following) and dimension.only_if is None and dimension.by in fixed:
-                base = base.replace(**{name: dimension.decode(name, {dimension.by: getattr(base, dimension.by)})})
-                fixed.add(name)
-                continue
+            if isinstance(dimension, Following) and dimension.by in fixed:
+                value = dimension.decode(name, {dimension.by: getattr(base, dimension.by)})
+                if dimension.only_if is None:
+                    base = base.replace(**{name: value})
+                    fixed.add(name)
+                    continue
+                dimension = Choice(options=(value,), only_if=dimension.only_if)
             left[name] = dimension
         return SearchSpace(**left), base
 

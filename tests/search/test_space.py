@@ -129,6 +129,13 @@ def test_a_following_setting_that_is_fixed_follows_no_more():
     assert (base.batch_size, base.epochs) == (32, 100)
 
 
+def test_what_follows_a_fixed_setting_under_a_condition_keeps_the_condition():
+    follows = Following(by="model", values={"medmamba_s": 0.5, "resnet50": 0.9}, only_if=("optimizer", "sgd"))
+    space = SearchSpace(model=MODEL, optimizer=Choice(options=("adam", "sgd")), momentum=follows)
+    for settings in suggest(space.without(["model"], TrialConfig())[0], 0, 10):
+        assert settings.get("momentum") == (0.5 if settings["optimizer"] == "sgd" else None)
+
+
 def test_a_model_that_nothing_is_known_of_is_named():
     space = SearchSpace(model=MODEL, epochs=Following(by="model", values={"medmamba_s": 150, "medmamba_t": 150}))
     with pytest.raises(ConfigError, match="epochs follows model, and has no value for model 'resnet50'"):
