@@ -1,5 +1,7 @@
 """Kill the driver of a study of short trials at random moments, resume each time, and account for every trial.
 
+The trials are of two families, each with epochs and rungs of its own.
+
 Run:  python -m benchmarks.kill_resume [--kills 20] [--seed 0]
 
 A moment is a random number of bytes that the ledger grew by since the launch (so that asking, launching, reporting and
@@ -22,20 +24,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.played import curve, definition
+from benchmarks.played import curve, two_families
 from medtune.config import StudyConfig, TrialConfig
 from medtune.errors import StudyError
 from medtune.results import Study, load_study, trial_config
 from medtune.search.asha import keep
 from medtune.search.conductor import trial_folder
+from medtune.search.ledger import Row
 from medtune.study import run_study
-
-EPOCHS = 5
 
 
 def config(storage: Path, trials: int) -> StudyConfig:
     """Short trials with three rungs."""
-    trial = TrialConfig(epochs=EPOCHS, pair="synthetic")
+    trial = TrialConfig(epochs=5, pair="synthetic")
     return StudyConfig(preset="laptop", name="kill", storage=storage, trials=trials, wandb="off", keep=trials, trial=trial)
 
 
@@ -127,12 +128,12 @@ def check(study: Study, trials: int) -> None:
     rows = study.rows
     assert [row.number for row in rows] == list(range(trials)), f"{len(rows)} trials, asked for {trials}"
     assert {row.state for row in rows} <= {"COMPLETE", "PRUNED"}, Counter(row.state for row in rows)
-    states = study.record["rungs"]
     for row in rows:
         settings = trial_config(study, row)
+        rungs = _rungs(study, row)
         wanted = curve(settings, row.epoch)
         assert row.value is not None and abs(row.value - wanted) < 1e-12, f"trial {row.number}: {row.value}, not {wanted}"
-        assert row.epoch == EPOCHS or (row.state == "PRUNED" and row.epoch in states), row
+        assert row.epoch == settings.epochs or (row.state == "PRUNED" and row.epoch in rungs), row
         finals = list(trial_folder(study.folder / "trials", row.number).glob("attempt-*/final.json"))
         assert len(finals) == (row.state == "COMPLETE"), f"trial {row.number} finished {len(finals)} times"
         played = _epochs(study, row.number)
@@ -142,7 +143,7 @@ def check(study: Study, trials: int) -> None:
             before = [epoch for a, epoch in played if a < attempt]
             # A checkpoint is written before the epoch is noted: what was noted is never played again but for its last.
             assert not before or mine[0] >= max(before), f"trial {row.number} went back from {max(before)} to {mine[0]}"
-        for epoch in states:
+        for epoch in rungs:
             rung = row.rung(epoch)
             assert (rung is not None) == (row.epoch >= epoch), f"trial {row.number} has no decision at rung {epoch}"
     _check_rungs(study)
@@ -150,14 +151,20 @@ def check(study: Study, trials: int) -> None:
 
 def _check_rungs(study: Study) -> None:
     """Each decision is ASHA's for the order in which the trials arrived, kills or no kills."""
-    for epoch in study.record["rungs"]:
-        reached = [record for row in study.rows if (record := row.rung(epoch)) is not None]
+    for index in range(len(study.record["rungs"])):
+        reached = [record for row in study.rows if (record := row.rung(_rungs(study, row)[index])) is not None]
         reached.sort(key=lambda record: record["order"])
-        assert [record["order"] for record in reached] == list(range(len(reached))), f"arrivals at rung {epoch}"
+        assert [record["order"] for record in reached] == list(range(len(reached))), f"arrivals at rung {index}"
         for place, record in enumerate(reached):
             others = [other["value"] for other in reached[:place]]
             wanted = keep(record["value"], others, 2, minimise=True)
-            assert record["kept"] == wanted, f"arrival {place} at rung {epoch}: kept is {record['kept']}"
+            assert record["kept"] == wanted, f"arrival {place} at rung {index}: kept is {record['kept']}"
+            assert record["index"] == index
+
+
+def _rungs(study: Study, row: Row) -> tuple[int, ...]:
+    """The trial's own."""
+    return config(study.folder, 1).rungs(trial_config(study, row).epochs)
 
 
 def main() -> None:
@@ -172,7 +179,7 @@ def main() -> None:
         from benchmarks.played import PlayedTrial
 
         try:
-            run_study(config(args.drive, args.trials), definition("kill"), PlayedTrial)
+            run_study(config(args.drive, args.trials), two_families("kill"), PlayedTrial)
         except StudyError as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:

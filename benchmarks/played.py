@@ -18,17 +18,28 @@ from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
 from medtune.errors import MachineFault
 from medtune.search.conductor import Report, attempt_folder
-from medtune.search.space import Real, SearchSpace
+from medtune.search.space import Choice, Following, Real, SearchSpace
 from medtune.study import Definition
 from medtune.tracking import LocalRecord
 from medtune.trial import Attempt, AttemptSpec, MedtuneTrial
 
-SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True), gamma=Real(low=1e-3, high=0.5, log=True))
+NUMBERS = {"lr": Real(low=1e-4, high=1e-2, log=True), "gamma": Real(low=1e-3, high=0.5, log=True)}
+SPACE = SearchSpace(**NUMBERS)
+FAMILIES = {"medmamba_t": 5, "resnet50": 7}
+"""Epochs by model, in the study of two families."""
+TWO_FAMILIES = SearchSpace(
+    model=Choice(options=tuple(FAMILIES)), epochs=Following(by="model", values=FAMILIES), **NUMBERS
+)
 
 
 def definition(name: str = "played") -> Definition:
     """A study over two numbers."""
     return Definition(script=name, space=SPACE)
+
+
+def two_families(name: str = "families") -> Definition:
+    """A study over two numbers and two models, each with epochs of its own."""
+    return Definition(script=name, space=TWO_FAMILIES)
 
 
 def curve(config: TrialConfig, epoch: int) -> float:

@@ -61,7 +61,8 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
         shown = ("" if value is None else f"{value:.4f}" for value in figures)
         what = item["cause"] or brief(item["params"])
         seconds = f"{item['seconds']:.0f} s"
-        table.add_row(str(item["number"]), item["state"], str(item["epochs"]), *shown, seconds, item["node"] or "", what)
+        epochs = f"{item['epochs']}/{item['epochs_asked']}" if "epochs" in item["params"] else str(item["epochs"])
+        table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, item["node"] or "", what)
     _print_table(table, "no trials yet")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
     if found.record["synthetic"]:

@@ -239,13 +239,14 @@ class StudyConfig:
         plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
         _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 
-    def rungs(self) -> tuple[int, ...]:
-        """Epochs at which ASHA decides; the last epoch is no rung."""
+    def rungs(self, epochs: int | None = None) -> tuple[int, ...]:
+        """Epochs at which ASHA decides on a trial of so many epochs (none: the study's); the last epoch is no rung."""
+        epochs = epochs or self.trial.epochs
         rungs: list[int] = []
         fraction = self.first_rung
         while fraction < 1:
-            epoch = max(1, math.floor(fraction * self.trial.epochs + 0.5))
-            if epoch < self.trial.epochs and epoch not in rungs:
+            epoch = max(1, math.floor(fraction * epochs + 0.5))
+            if epoch < epochs and epoch not in rungs:
                 rungs.append(epoch)
             fraction *= self.reduction
         return tuple(rungs)

@@ -68,10 +68,7 @@ class Progress:
         train = min(len(self.data.train.labels), trial.train_limit or len(self.data.train.labels))
         tested = min(len(self.data.external.labels), trial.external_limit or len(self.data.external.labels))
         self.say(f"study {self.name} in {self.folder}")
-        self.say(
-            f"  {self.config.trials} trials of {trial.epochs} epochs at {trial.image_size} px, "
-            f"rungs at epochs {', '.join(map(str, self.config.rungs())) or 'none'}; search by {trial.selection}"
-        )
+        self.say(f"  {self._what()}")
         chosen = "class-balanced " if trial.train_limit and train < len(self.data.train.labels) else ""
         self.say(f"  {train} {chosen}training images of {self.data.name}")
         self.say(f"  external test: {tested} images of {self.data.external_name}")
@@ -87,6 +84,23 @@ class Progress:
         for note in notes:
             self.say(f"  {note}")
         self.shown = {row.number: (row.state, row.epoch) for row in conductor.rows.values()}
+
+    def _what(self) -> str:
+        """How many trials of how many epochs, and what decides on them."""
+        trial = self.config.trial
+        epochs = sorted(set(self.conductor.epochs()))
+        kind = "planned trials" if self.conductor.planned else "trials"
+        of = f"{self.config.trials} {kind} of {' or '.join(map(str, epochs))} epochs at {trial.image_size} px"
+        if self.conductor.planned:
+            return f"{of}, none of them stopped early; weights of the epoch with the best {trial.selection}"
+        rungs = [", ".join(map(str, self.config.rungs(one))) or "none" for one in epochs]
+        if len(epochs) > 1:
+            rungs = [f"{marks} (of {one})" for marks, one in zip(rungs, epochs, strict=True)]
+        return f"{of}, rungs at epochs {' and '.join(rungs)}; search by {trial.selection}"
+
+    def _epoch(self, row: Row) -> str:
+        """`5`, or `5/100` where trials differ in epochs."""
+        return f"{row.epoch}/{row.epochs(0)}" if "epochs" in (row.settings or {}) else str(row.epoch)
 
     def __enter__(self) -> Progress:
         self.started = time.monotonic()
@@ -125,7 +139,7 @@ class Progress:
     def _line(self, row: Row) -> str:
         clock = duration(time.monotonic() - self.started)
         value = "" if row.value is None else f" {self.config.trial.selection} {row.value:.4f}"
-        what = "starts" if row.epoch == 0 and not row.finished else f"{row.state} epoch {row.epoch}{value}"
+        what = "starts" if row.epoch == 0 and not row.finished else f"{row.state} epoch {self._epoch(row)}{value}"
         cause = f": {row.cause}" if row.cause else ""
         settings = f"  {brief(row.settings)}" if row.settings and not row.finished and row.epoch == 0 else ""
         return f"[{clock:>6}] trial {row.number:>3} {what}{cause}{settings}"
@@ -146,9 +160,11 @@ class Progress:
         if best is not None and best.value is not None:
             lines.append(f"best so far: trial {best.number}, {self.config.trial.selection} {best.value:.4f}")
             lines.append(f"  {brief(best.settings or {})}")
-        pruned = [row for row in rows if row.state == "PRUNED" and row.epoch]
-        epochs = sum(self.config.trial.epochs - row.epoch for row in pruned)
-        saved = sum(seconds_of(row) / row.epoch * (self.config.trial.epochs - row.epoch) for row in pruned)
+        pruned = [
+            (row, row.epochs(self.config.trial.epochs) - row.epoch) for row in rows if row.state == "PRUNED" and row.epoch
+        ]
+        epochs = sum(left for _, left in pruned)
+        saved = sum(seconds_of(row) / row.epoch * left for row, left in pruned)
         if epochs:
             lines.append(f"stopped early: {epochs} epochs, about {duration(saved)} of computing saved")
         left = self._time_left(rows)
@@ -160,9 +176,17 @@ class Progress:
         ended = [seconds_of(row) for row in rows if row.finished and seconds_of(row)]
         if not ended or not self.conductor.live:
             return None
+        if self.conductor.planned:
+            an_epoch = sum(map(seconds_of, rows)) / max(1, sum(row.epoch for row in rows))
+            return an_epoch * self._epochs_left(rows) / len(self.conductor.live)
         mean = sum(ended) / len(ended)
         running = sum(min(mean, seconds_of(row)) for row in rows if not row.finished)
         return max(0.0, (mean * (self.config.trials - len(ended)) - running) / max(1, len(self.conductor.live)))
+
+    def _epochs_left(self, rows: list[Row]) -> int:
+        """Of a plan, all of whose epochs are known."""
+        done = {row.number: row.epochs(self.config.trial.epochs) if row.finished else row.epoch for row in rows}
+        return sum(max(0, epochs - done.get(number, 0)) for number, epochs in enumerate(self.conductor.epochs()))
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False, expand=False)
@@ -173,7 +197,7 @@ class Progress:
         room = max(3, self.console.height - 9)
         for row in rows[:room]:
             value = "" if row.value is None else f"{row.value:.4f}"
-            table.add_row(str(row.number), row.state, str(row.epoch), value, brief(row.settings or {}))
+            table.add_row(str(row.number), row.state, self._epoch(row), value, brief(row.settings or {}))
         lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self.summary()]
         hidden = len(rows) - room
         note = [Text(f"... and {hidden} more: medtune trials {self.name}")] if hidden > 0 else []
@@ -188,7 +212,7 @@ class Progress:
 def search_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
     """TPE should model at least half of the trials: say so where fixed and random ones leave it less."""
     before = max(config.starts(), len(conductor.first))
-    if config.trials > 1 and before > config.trials / 2:
+    if not conductor.planned and config.trials > 1 and before > config.trials / 2:
         left = max(0, config.trials - before)
         return [
             f"TPE proposes only {left} of {config.trials} trials from results; {before} are fixed or random. "
@@ -199,13 +223,15 @@ def search_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
 
 def rung_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
     """ASHA should not judge before the learning rate drops: say so where it would."""
-    rungs = config.rungs()
     milestones = conductor.space.dimensions.get("milestones")
     latest = getattr(milestones, "first", (0.0, config.trial.milestones[0] if config.trial.milestones else 0.0))[1]
-    drop = config.trial.replace(milestones=(latest,)).milestone_epochs() if 0 < latest < 1 else ()
-    if len(rungs) > 1 and drop and rungs[1] < drop[0]:
-        return [
-            f"ASHA's second rung (epoch {rungs[1]}) comes before the latest first milestone (epoch {drop[0]}): trials "
-            "that gain when the learning rate drops may be stopped before it. Raise --first-rung or --reduction."
-        ]
+    for epochs in sorted(set(conductor.epochs())):
+        rungs = config.rungs(epochs)
+        late = config.trial.replace(milestones=(latest,), epochs=epochs) if 0 < latest < 1 else None
+        drop = late.milestone_epochs() if late else ()
+        if len(rungs) > 1 and drop and rungs[1] < drop[0]:
+            return [
+                f"ASHA's second rung (epoch {rungs[1]}) comes before the latest first milestone (epoch {drop[0]}): trials "
+                "that gain when the learning rate drops may be stopped before it. Raise --first-rung or --reduction."
+            ]
     return []

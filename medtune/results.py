@@ -17,7 +17,7 @@ import filelock
 from medtune.config import TrialConfig
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
-from medtune.search.conductor import attempt_folder, minimised
+from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.study import read_study, storage_folder
 
@@ -124,6 +124,7 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "number": row.number,
         "state": study.state(row),
         "epochs": row.epoch,
+        "epochs_asked": row.epochs(study.record["settings"]["epochs"]),
         "params": row.settings or {},
         "value": row.value,
         "best": row.latest.get("best", {}),
@@ -164,7 +165,7 @@ def trial_config(study: Study, row: Row) -> TrialConfig:
     names = set(TrialConfig().to_dict())
     shared = {k: v for k, v in study.record["settings"].items() if k in names}
     base = TrialConfig.from_dict(shared)
-    return base.replace(**(row.settings or {}), seed=base.seed + row.number)
+    return configured(base, row.number, row.settings or {})
 
 
 def checkpoint(study: Study, row: Row) -> Path | None:
@@ -224,6 +225,8 @@ def print_outcome(folder: Path) -> bool:
     # As it can be typed here: an environment that is not activated is not on the path.
     medtune = "medtune" if shutil.which("medtune") else os.path.relpath(Path(sys.executable).with_name("medtune"))
     print(f"next: {medtune} best {study.name}{at} --top 3\n      {medtune} trials {study.name}{at}")
+    if study.record.get("planned"):
+        print(f"      {medtune} compare {study.name}{at}")
     return True
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,9 @@ from medtune.record import write_json
 from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
+from medtune.search.plan import COSTS, Settings
 from medtune.search.space import SearchSpace
 from medtune.wandb_sync import Uploader
-
-Settings = Mapping[str, Any]
 
 # Not part of what a study is: they may differ from one launch to the next.
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
@@ -45,6 +44,8 @@ class Definition:
     script: str
     space: SearchSpace
     first: Sequence[Settings] = ()
+    planned: bool = False
+    """Train the settings in `first`, in order and to the end: no searcher, no ASHA. The space is `SearchSpace.of` them."""
     external_fallback: bool = False
     """Test on PneumoniaMNIST's own test split where the external set is missing; `make sweep` alone asks for it."""
 
@@ -76,6 +77,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     """
     from medtune.progress import Progress
 
+    _check_definition(config, definition)
     name = study_name(config, definition.script)
     folder = storage_folder(config.storage) / name
     data = load_pair(
@@ -85,10 +87,6 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         external_dir=config.external_dir,
         external_fallback=definition.external_fallback,
     )
-    definition.space.check(config.trial)
-    for settings in definition.first:
-        definition.space.encode(settings)
-    _require_shares(config, definition)
     _require_writable(folder)
     with _only_driver(folder):
         _check_same_study(folder, name, config, definition, data)
@@ -100,6 +98,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
             definition.space,
             folder / "trials",
             first=definition.first,
+            planned=definition.planned,
             on_finish=lambda row: _settle(folder, conductor, row),
         )
         progress.begin(conductor, conductor.recover())
@@ -120,14 +119,28 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     return folder
 
 
-def _require_shares(config: StudyConfig, definition: Definition) -> None:
-    """Each of a trial's processes needs two images of a batch (BatchNorm). Raises ConfigError."""
-    dimension = definition.space.dimensions.get("batch_size")
-    sizes = dimension.extremes("batch_size") if dimension else [config.trial.batch_size]
-    if min(sizes) < 2 * config.processes():
+def _check_definition(config: StudyConfig, definition: Definition) -> None:
+    """Raises ConfigError for settings that would make no valid trial, and for what a plan cannot do."""
+    for settings in definition.first:
+        definition.space.encode(settings)
+        config.trial.replace(**settings)
+    if not definition.planned:
+        definition.space.check(config.trial)
+    elif config.trials > len(definition.first):
         raise ConfigError(
-            f"batch_size must be at least 2 for each of a trial's {config.processes()} processes, got {min(sizes)}"
+            f"trials must be at most the {len(definition.first)} that are planned, got {config.trials}: "
+            "lower --trials, or plan more with --seeds"
         )
+    elif config.rungs():
+        raise ConfigError(f"first_rung must be 1 in a planned study, which stops no trial early, got {config.first_rung}")
+    _require_shares(config, definition)
+
+
+def _require_shares(config: StudyConfig, definition: Definition) -> None:
+    """Each of a trial's processes needs two images of a batch (BatchNorm)."""
+    least = min(definition.space.values("batch_size", config.trial))
+    if least < 2 * config.processes():
+        raise ConfigError(f"batch_size must be at least 2 for each of a trial's {config.processes()} processes, got {least}")
 
 
 def _require_writable(folder: Path) -> None:
@@ -180,13 +193,17 @@ def _check_same_study(folder: Path, name: str, config: StudyConfig, definition: 
         for key in sorted({*record[kind], *now[kind]})
         if record[kind].get(key) != now[kind].get(key)
     ]
-    if record["first"][: len(now["first"])] != now["first"][: len(record["first"])]:
-        changes.append(f"  settings to try first: {record['first']} -> {now['first']}")
+    pairs = enumerate(zip(record["first"], now["first"], strict=False), 1)
+    other = next((f"  settings {n}: {was} -> {is_now}" for n, (was, is_now) in pairs if was != is_now), None)
+    if other or record.get("planned", False) != now["planned"]:
+        changes.append(other or "  a plan and a search are not the same study")
     if changes:
         raise StudyError(
             f"study {name!r} in {folder} was begun with other settings:\n" + "\n".join(changes) + "\n"
             "Its trials would not compare. Start another with --new or --name, or give the settings it was begun with."
         )
+    if definition.planned and len(now["first"]) > len(record["first"]):
+        write_json(path, record | {"first": now["first"]})  # the plan has grown
 
 
 def describe(config: StudyConfig, definition: Definition, data: PairData) -> dict[str, Any]:
@@ -194,14 +211,17 @@ def describe(config: StudyConfig, definition: Definition, data: PairData) -> dic
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE | {"trial"}}
     settings |= {k: v for k, v in config.trial.to_dict().items() if k not in _FREE_TRIAL}
     first = [json.loads(json.dumps(dict(item))) for item in definition.first]
+    # The longest stands for a study whose trials differ in epochs.
+    epochs = max(definition.space.values("epochs", config.trial))
     about = {**data.fingerprint, "external_name": data.external_name}
     return {"settings": settings, "space": definition.space.describe(), "first": first, "data": about} | {
         "script": definition.script,
         "preset": config.preset,
         "synthetic": data.synthetic,
         "verified_cpn": data.verified_cpn,
-        "rungs": list(config.rungs()),
-        "epochs": config.trial.epochs,
+        "planned": definition.planned,
+        "rungs": list(config.rungs(epochs)),
+        "epochs": epochs,
         "selection": config.trial.selection,
     }
 
@@ -272,7 +292,7 @@ def _tune(
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
-        for line in cpu_study(config, progress.data):
+        for line in cpu_study(config, progress.data, conductor.epochs()):
             progress.say(line)
     study_id = read_study(folder)["id"]
     external = external_folder(config.external_dir)
@@ -285,7 +305,7 @@ def _tune(
                 config=launch.config.to_dict(),
                 study=study_id,
                 folder=str(folder),
-                rungs=config.rungs(),
+                rungs=config.rungs(launch.config.epochs),
                 # Resolved here: a trial's process has another working directory and maybe another environment.
                 data_dir=str(data_folder(config.data_dir)),
                 external_dir=str(external) if external else None,
@@ -394,11 +414,19 @@ def _stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def with_preset_fixed(definition: Definition, config: StudyConfig, given: Sequence[str]) -> Definition:
-    """The definition for settings given on the command line: those that would be searched are fixed instead."""
-    space = definition.space.without(given, config.trial)
+def with_preset_fixed(
+    definition: Definition, config: StudyConfig, given: Sequence[str]
+) -> tuple[Definition, StudyConfig]:
+    """The study for settings given on the command line: those that would be searched are fixed instead.
+
+    So are those that follow them, and, in presets other than `full`, all that follow others: the preset has its own.
+    """
+    held = definition.space.following() if config.preset != "full" else []
+    space, trial = definition.space.without([*given, *held], config.trial)
     first: list[Settings] = []
     for settings in definition.first if config.report_first else ():
-        if settings not in first and all(settings.get(k) == getattr(config.trial, k) for k in given if k in settings):
-            first.append(settings)
-    return replace(definition, space=space, first=tuple(first))
+        searched = {name: value for name, value in settings.items() if name in space.dimensions}
+        fits = all(settings.get(k) == getattr(trial, k) for k in given if k in settings and k not in COSTS)
+        if fits and searched and searched not in first:
+            first.append(searched)
+    return replace(definition, space=space, first=tuple(first)), replace(config, trial=trial)

@@ -10,11 +10,12 @@ Result:  full: not run yet.
 
 import sys
 
+from medtune.recipes import MEDMAMBA, report_models, report_variations
 from medtune.search.space import Choice, Milestones, Real, SearchSpace
 from medtune.sweep import main
 
 SPACE = SearchSpace(
-    model=Choice(options=("medmamba_t", "medmamba_s", "medmamba_b")),
+    model=Choice(options=MEDMAMBA),
     optimizer=Choice(options=("adam", "adamw", "sgd")),
     lr=Real(low=1e-4, high=1e-2, log=True),
     milestones=Milestones(first=(0.1, 0.4), gap=(0.05, 0.3), count=(1, 3)),
@@ -22,25 +23,9 @@ SPACE = SearchSpace(
     momentum=Real(low=0.0, high=0.99, only_if=("optimizer", "sgd")),
 )
 
-BASE = {
-    "model": "medmamba_s",
-    "optimizer": "adam",
-    "lr": 1e-3,
-    "milestones": (1 / 3, 1 / 2),  # epochs 50 and 75 of 150
-    "gamma": 0.1,
-}
-SGD = {**BASE, "optimizer": "sgd", "momentum": 0.0}
 # The report's base setting, then the seven variations of its appendix.
-REPORT = (
-    BASE,
-    {**BASE, "lr": 1e-4},
-    {**BASE, "lr": 1e-2},
-    {**BASE, "gamma": 1e-3},
-    {**BASE, "gamma": 1e-2},
-    {**SGD, "lr": 1e-4},
-    {**SGD, "gamma": 1e-3},
-    {**SGD, "gamma": 1e-2},
-)
+BASE = next(settings for settings in report_models() if settings["model"] == "medmamba_s")
+REPORT = (BASE, *report_variations())
 
 if __name__ == "__main__":
     sys.exit(main("medmamba", SPACE, REPORT, description=__doc__ or ""))

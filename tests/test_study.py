@@ -13,7 +13,8 @@ from benchmarks import kill_resume
 from benchmarks.played import PlayedTrial, SpentTrial, definition
 from medtune import cli
 from medtune.errors import ConfigError, StudyError
-from medtune.results import best, load_study, rank, study_summary
+from medtune.results import best, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
+from medtune.search.plan import plan
 from medtune.search.space import Real, SearchSpace
 from medtune.study import Definition, run_study, study_name
 
@@ -77,6 +78,60 @@ def test_another_space_is_refused(played):
     narrow = Definition(script="kill", space=SearchSpace(lr=Real(low=1e-3, high=1e-2, log=True)))
     with pytest.raises(StudyError, match=r"space.gamma: .* -> None"):
         run_study(config, narrow, PlayedTrial)
+
+
+PLANNED = (
+    {"model": "medmamba_t", "epochs": 2, "milestones": (0.5,)},
+    {"model": "resnet50", "epochs": 3, "milestones": (1 / 3, 1 / 2), "clip_norm": 1.0},
+)
+
+
+def planned(storage, seeds=1, settings=PLANNED, **changes):
+    base = kill_resume.config(storage, 1)
+    first = plan(settings, base.trial, seeds=seeds)
+    config = replace(base, **{"name": "plan", "first_rung": 1.0, "trials": len(first)} | changes)
+    return config, Definition(script="plan", space=SearchSpace.of(first), first=first, planned=True)
+
+
+@pytest.fixture(scope="module")
+def plan_run(storage):
+    return run_study(*planned(storage), PlayedTrial)
+
+
+def test_a_plan_is_trained_to_its_end_as_it_stands(plan_run, storage, capsys):
+    study = load_study("plan", storage)
+    assert [(row.state, row.epoch) for row in study.rows] == [("COMPLETE", 2), ("COMPLETE", 3)]
+    configs = [trial_config(study, row) for row in study.rows]
+    shared = planned(storage)[0].trial
+    assert configs == [shared.replace(**settings, seed=0) for settings in PLANNED], "both from the same seed"
+    assert [(item["epochs"], item["epochs_asked"]) for item in (trial_summary(study, row) for row in study.rows)] == [
+        (2, 2), (3, 3)
+    ]
+    assert cli.main(["trials", "plan", "--storage", str(storage)]) == 0
+    assert "3/3" in capsys.readouterr().out
+    assert print_outcome(plan_run)
+    assert f"compare plan --storage {storage}" in capsys.readouterr().out
+
+
+def test_a_plan_may_grow_by_seeds_and_nothing_else(plan_run, storage):
+    run_study(*planned(storage, seeds=2, trials=2), PlayedTrial)  # nothing to train: the first two are done
+    assert [one["seed"] for one in load_study("plan", storage).record["first"]] == [0, 0, 1, 1]
+    run_study(*planned(storage, seeds=1), PlayedTrial)
+    assert len(load_study("plan", storage).record["first"]) == 4, "the longer plan is kept"
+    with pytest.raises(StudyError, match=r"settings 1: .*'medmamba_t'.* -> .*'resnet50'"):
+        run_study(*planned(storage, settings=PLANNED[::-1]), PlayedTrial)
+    with pytest.raises(StudyError, match="a plan and a search are not the same study"):
+        run_study(planned(storage)[0], definition("plan"), PlayedTrial)
+
+
+def test_what_a_plan_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="trials must be at most the 2 that are planned, got 3"):
+        run_study(*planned(tmp_path, trials=3), PlayedTrial)
+    with pytest.raises(ConfigError, match="first_rung must be 1 in a planned study"):
+        run_study(*planned(tmp_path, first_rung=0.2), PlayedTrial)
+    with pytest.raises(ConfigError, match=r"milestones must be rising"):
+        run_study(*planned(tmp_path, settings=({"milestones": (0.5, 0.2)},)), PlayedTrial)
+    assert not (tmp_path / "plan").exists()
 
 
 def test_new_takes_the_next_free_name(played):

@@ -60,6 +60,11 @@ class Report:
         return asdict(self)
 
 
+def configured(base: TrialConfig, number: int, settings: Mapping[str, Any]) -> TrialConfig:
+    """What a trial is trained with; its seed is the study's and its number, unless its settings name one."""
+    return base.replace(**{"seed": base.seed + number, **settings})
+
+
 def trial_folder(trials: Path, number: int) -> Path:
     """A trial's folder in the study's `trials` folder."""
     return trials / f"{number:04d}"
@@ -80,15 +85,20 @@ class Conductor:
         space: SearchSpace,
         trials: Path,
         first: Sequence[Mapping[str, Any]] = (),
+        planned: bool = False,
         slots: Callable[[], int] = lambda: 1,
         on_finish: Callable[[Row], None] = lambda row: None,
     ) -> None:
-        """`first`: settings to try before the searcher proposes any. `slots`: how many trials may run at a time now."""
+        """`first`: settings to try before the searcher proposes any; when `planned`, they are all there is.
+
+        `slots`: how many trials may run at a time now.
+        """
         self.ledger = ledger
         self.config = config
         self.space = space
         self.trials = trials
         self.first = first
+        self.planned = planned
         self.slots = slots
         self.on_finish = on_finish
         self.rows: dict[int, Row] = {row.number: row for row in ledger.rows()}
@@ -116,7 +126,7 @@ class Conductor:
                 notes.append(f"trial {row.number}: {row.state}, as its folder showed")
             else:
                 self.waiting.append(row.number)
-                notes.append(f"trial {row.number}: goes on after epoch {row.epoch} of {self.config.trial.epochs}")
+                notes.append(f"trial {row.number}: goes on after epoch {row.epoch} of {self._epochs(row)}")
         return notes
 
     def _hear_folder(self, row: Row) -> None:
@@ -124,7 +134,7 @@ class Conductor:
         if row.attempt == 0:
             return
         self.live[row.number] = self._launch(row.number, row.attempt)
-        for epoch in self.config.rungs():
+        for epoch in self._rungs(row):
             rung = row.rung(epoch)
             if rung is not None and not rung["kept"]:
                 self._finish(row.number, "PRUNED", rung["value"])
@@ -170,9 +180,25 @@ class Conductor:
     def _launch(self, number: int, attempt: int) -> Launch:
         row = self.ledger.row(number)
         assert row.settings is not None
-        base = self.config.trial
-        config = base.replace(**row.settings, seed=base.seed + number)
+        config = configured(self.config.trial, number, row.settings)
         return Launch(number, attempt, config, row.attrs.get("micro_batch"))
+
+    def epochs(self) -> list[int]:
+        """The epochs of the study's trials: of each, in order, when planned, else each number that the space has."""
+        if self.planned:
+            return [configured(self.config.trial, 0, settings).epochs for settings in self.first[: self.config.trials]]
+        return self.space.values("epochs", self.config.trial)
+
+    def _epochs(self, row: Row) -> int:
+        return row.epochs(self.config.trial.epochs)
+
+    def _rungs(self, row: Row) -> tuple[int, ...]:
+        return self.config.rungs(self._epochs(row))
+
+    def _at_rung(self, index: int) -> list[Mapping[str, Any]]:
+        """The records of all trials that reached a rung, each at its own epoch."""
+        reached = ((row, rungs[index]) for row in self.rows.values() if index < len(rungs := self._rungs(row)))
+        return [record for row, epoch in reached if (record := row.rung(epoch)) is not None]
 
     def report(self, report: Report) -> bool:
         """Take in a report; returns whether the trial goes on. Reports of an attempt that is not current are ignored."""
@@ -198,10 +224,12 @@ class Conductor:
                 return self._finish(number, "FAIL", None, f"{selection} is undefined in every epoch")
             return self._finish(number, "COMPLETE", report.value)
         self._refresh(number)
-        if report.epoch in self.config.rungs() and self.rows[number].rung(report.epoch) is None:
-            others = [record["value"] for row in self.rows.values() if (record := row.rung(report.epoch)) is not None]
+        rungs = self._rungs(self.rows[number])
+        if report.epoch in rungs and self.rows[number].rung(report.epoch) is None:
+            index = rungs.index(report.epoch)
+            others = [record["value"] for record in self._at_rung(index)]
             kept = keep(report.value, others, self.config.reduction, minimise=self.minimise)
-            self.ledger.record_rung(number, report.epoch, report.value, kept, order=len(others))
+            self.ledger.record_rung(number, report.epoch, report.value, kept, index=index, order=len(others))
             if not kept:
                 return self._finish(number, "PRUNED", report.value)
             self._refresh(number)

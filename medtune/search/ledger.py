@@ -88,8 +88,12 @@ class Row:
         """Why it failed."""
         return self.attrs.get("cause")
 
+    def epochs(self, shared: int) -> int:
+        """The epochs it is trained for: its own where the study varies them, else `shared`."""
+        return int((self.settings or {}).get("epochs", shared))
+
     def rung(self, epoch: int) -> Mapping[str, Any] | None:
-        """ASHA's record of this trial at a rung: value, and whether it was kept."""
+        """ASHA's record of this trial at its rung of that epoch: value, whether it was kept, which rung it is."""
         return self.attrs.get(f"rung:{epoch}")
 
 
@@ -150,9 +154,12 @@ class Ledger:
         for key, value in attrs.items():
             trial.set_user_attr(key, value)
 
-    def record_rung(self, number: int, epoch: int, value: float | None, kept: bool, *, order: int) -> None:
-        """ASHA's decision, one write: a rung is decided or it is not. `order`: how many reached it before."""
-        self.note(number, **{f"rung:{epoch}": {"value": value, "kept": kept, "order": order}})
+    def record_rung(self, number: int, epoch: int, value: float | None, kept: bool, *, index: int, order: int) -> None:
+        """ASHA's decision, one write: a rung is decided or it is not.
+
+        `index`: which rung it is, from 0; trials of other epochs have it elsewhere. `order`: how many reached it before.
+        """
+        self.note(number, **{f"rung:{epoch}": {"value": value, "kept": kept, "index": index, "order": order}})
 
     def record_epoch(self, number: int, epoch: int, value: float) -> None:
         """The selection metric at its best epoch so far, as of `epoch`. A repeated epoch keeps its first value."""

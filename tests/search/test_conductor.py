@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from benchmarks.played import FAMILIES, TWO_FAMILIES, curve
 from medtune.config import StudyConfig, TrialConfig
+from medtune.recipes import report_settings
+from medtune.search.asha import keep
 from medtune.search.conductor import Conductor, Report, attempt_folder
 from medtune.search.ledger import Ledger
+from medtune.search.plan import plan
 from medtune.search.space import Real, SearchSpace
 
 SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True))
@@ -15,8 +19,9 @@ SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True))
 class Bench:
     """A study whose trials are played by hand."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder, space=SPACE, first=(), planned=False, **settings):
         self.folder = folder
+        self.what = {"space": space, "first": first, "planned": planned}
         self.config = StudyConfig(**{"trials": 4, "trial": TrialConfig(epochs=5, pair="synthetic")} | settings)
         self.slots = 2
         self.reopen()
@@ -26,7 +31,12 @@ class Bench:
         ledger = Ledger.open(self.folder / "ledger.journal", "s", "minimize")
         self.ended = []
         self.conductor = Conductor(
-            ledger, self.config, SPACE, self.folder / "trials", slots=lambda: self.slots, on_finish=self.ended.append
+            ledger,
+            self.config,
+            trials=self.folder / "trials",
+            slots=lambda: self.slots,
+            on_finish=self.ended.append,
+            **self.what,
         )
         return self.conductor.recover()
 
@@ -44,6 +54,9 @@ class Bench:
         else:
             with open(folder / "epochs.jsonl", "a") as file:
                 file.write(json.dumps({"epoch": report.epoch, "report": report.to_dict()}) + "\n")
+
+    def rows(self):
+        return Ledger.read(self.folder / "ledger.journal").rows()
 
     def state(self, number):
         return Ledger.read(self.folder / "ledger.journal").rows()[number].state
@@ -184,7 +197,7 @@ def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
     bench.conductor.ledger.record_epoch(poor.number, 1, 0.9)
-    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False, order=1)  # killed before the row was ended
+    bench.conductor.ledger.record_rung(poor.number, 1, 0.9, False, index=0, order=1)  # killed before the row was ended
     bench.reopen()
     assert bench.state(poor.number) == "PRUNED"
 
@@ -232,3 +245,115 @@ def test_undefined_metric_in_every_epoch_is_a_failure(bench):
     launch = bench.launch()
     bench.conductor.report(say(launch, 5, None, "complete"))
     assert bench.conductor.rows[0].state == "FAIL" and "undefined" in bench.conductor.rows[0].cause
+
+
+def play(bench, killed):
+    """Run the study to its end along `curve`, one trial at a time; `killed`: the driver, before and after each report."""
+    bench.slots = 1
+    while not isinstance(launch := bench.conductor.next_launch(), str):
+        epoch, goes_on = bench.conductor.rows[launch.number].epoch, True
+        while goes_on:
+            epoch += 1
+            last = epoch == launch.config.epochs
+            report = say(launch, epoch, curve(launch.config, epoch), "complete" if last else "running")
+            bench.write(report, final=last)
+            if killed:
+                bench.reopen()
+                break
+            goes_on = bench.conductor.report(report)
+    return [(row.state, row.epoch, row.value, row.settings) for row in bench.rows()]
+
+
+def two_families(folder, **settings):
+    folder.mkdir()
+    return Bench(folder, TWO_FAMILIES, **{"trials": 12} | settings)
+
+
+def test_each_trial_is_stopped_at_rungs_of_its_own_epochs(tmp_path):
+    bench = two_families(tmp_path / "a")
+    play(bench, killed=False)
+    rungs = {model: bench.config.rungs(epochs) for model, epochs in FAMILIES.items()}
+    assert len(set(rungs.values())) == 2
+    pruned = [row for row in bench.rows() if row.state == "PRUNED"]
+    assert {row.settings["model"] for row in pruned} == set(FAMILIES)
+    for row in bench.rows():
+        own = rungs[row.settings["model"]]
+        assert row.settings["epochs"] == FAMILIES[row.settings["model"]]
+        assert row.epoch in own if row.state == "PRUNED" else row.epoch == row.settings["epochs"]
+        assert [epoch for epoch in range(1, 8) if row.rung(epoch)] == [epoch for epoch in own if epoch <= row.epoch]
+
+
+def test_trials_of_other_epochs_compete_at_the_same_rung(tmp_path):
+    bench = two_families(tmp_path / "a")
+    play(bench, killed=False)
+    for index in range(3):
+        records = [row.rung(bench.config.rungs(row.settings["epochs"])[index]) for row in bench.rows()]
+        records = sorted((record for record in records if record), key=lambda record: record["order"])
+        assert [(record["index"], record["order"]) for record in records] == [(index, n) for n in range(len(records))]
+        seen = []
+        for record in records:
+            assert record["kept"] == keep(record["value"], seen, 2, minimise=True)
+            seen.append(record["value"])
+
+
+def test_killed_at_every_epoch_a_study_of_two_families_ends_as_an_uninterrupted_one(tmp_path):
+    straight = play(two_families(tmp_path / "a"), killed=False)
+    assert straight == play(two_families(tmp_path / "b"), killed=True)
+    assert {"PRUNED", "COMPLETE"} == {state for state, *_ in straight}
+
+
+def test_what_is_left_of_a_trial_is_told_in_its_own_epochs(tmp_path):
+    bench = two_families(tmp_path / "a")
+    launch = bench.launch()
+    bench.conductor.report(say(launch, 1, 0.5))
+    assert bench.reopen() == [f"trial 0: goes on after epoch 1 of {FAMILIES[launch.config.model]}"]
+
+
+def planned(folder, seeds, models=("medmamba_s", "resnet50"), **settings):
+    settings_of = [one for one in report_settings(False) if one["model"] in models]
+    first = plan(settings_of, TrialConfig(pair="synthetic"), seeds=seeds)
+    base = {"trials": len(first), "trial": TrialConfig(pair="synthetic"), "first_rung": 1.0}
+    return Bench(folder, SearchSpace.of(first), first, True, **base | settings)
+
+
+def test_a_plan_is_trained_in_order_with_every_setting_as_planned(tmp_path):
+    bench = planned(tmp_path, seeds=2)
+    bench.slots = 1
+    trained = []
+    while not isinstance(launch := bench.conductor.next_launch(), str):
+        trained.append(launch.config)
+        assert not bench.conductor.report(say(launch, launch.config.epochs, 0.5, "complete"))
+    assert trained == [TrialConfig(pair="synthetic").replace(**settings) for settings in bench.what["first"]]
+    assert {row.state for row in bench.rows()} == {"COMPLETE"}
+
+
+def test_a_plan_killed_while_asking_goes_on_with_the_same_settings(tmp_path, monkeypatch):
+    bench = planned(tmp_path, seeds=1)
+    first = bench.launch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "note", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        bench.conductor.next_launch()
+    assert bench.reopen() and len(bench.rows()) == 2
+    again = [bench.launch().config for _ in range(2)]
+    wanted = [TrialConfig(pair="synthetic").replace(**settings) for settings in bench.what["first"][:2]]
+    assert again == wanted and first.config == wanted[0]
+
+
+def test_more_seeds_go_on_where_fewer_ended(tmp_path):
+    bench = planned(tmp_path, seeds=1, trials=3)
+    while not isinstance(launch := bench.conductor.next_launch(), str):
+        bench.conductor.report(say(launch, launch.config.epochs, 0.5, "complete"))
+    assert len(bench.rows()) == 3
+    more = planned(tmp_path, seeds=2)
+    while not isinstance(launch := more.conductor.next_launch(), str):
+        more.conductor.report(say(launch, launch.config.epochs, 0.5, "complete"))
+    found = [row.settings for row in more.rows()]
+    assert found == [json.loads(json.dumps(settings)) for settings in more.what["first"]]
+    assert [settings["seed"] for settings in found] == [0] * 9 + [1] * 9
+
+
+def test_the_dashboard_sees_what_is_planned(tmp_path):
+    bench = planned(tmp_path, seeds=1)
+    bench.launch()
+    params = bench.rows()[0].params
+    assert params["model"] == "medmamba_s" and params["lr"] == 1e-3 and params["milestones"] == f"[{1 / 3}, 0.5]"
