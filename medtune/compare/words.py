@@ -26,7 +26,7 @@ _DIFFERENCES: tuple[tuple[Callable[[TrialConfig], Any], Callable[[TrialConfig], 
         "batch 64, MedViT 128, ResNet50 either",
     ),
     (lambda c: c.native_size, lambda c: c.native_size == reference.NATIVE_SIZE, "files of {} px", "files of 28 px"),
-    (lambda c: c.pair, lambda c: c.pair == "pneumoniamnist-cpn", "images of {}", "images of PneumoniaMNIST"),
+    (lambda c: c.pair, lambda c: c.pair == "pneumoniamnist-cpn", "trained on {}", "PneumoniaMNIST"),
 )
 """What may differ from the report's recipe: our value, whether it is the report's, ours and theirs in words."""
 
