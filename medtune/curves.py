@@ -99,7 +99,7 @@ def _rows(study: Study, numbers: Sequence[int]) -> list[Row]:
     by_number = {row.number: row for row in study.rows}
     for number in numbers:
         if number not in by_number:
-            raise ConfigError(unknown(f"trial of study {study.name!r}:", str(number), map(str, by_number)))
+            raise ConfigError(unknown(f"trial of study {study.name!r}", str(number), map(str, by_number)))
     if numbers:
         return [by_number[number] for number in dict.fromkeys(numbers)]
     chosen = rank(study, study.selection)[:3] or _leading(study)[:3]

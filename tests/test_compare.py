@@ -8,7 +8,6 @@ import statistics
 
 import pytest
 from rich.console import Console
-from tests.support.made_study import MadeStudy, figure
 
 import medtune.models
 from medtune import cli, compare
@@ -17,6 +16,7 @@ from medtune.config import TrialConfig
 from medtune.reference import table
 from medtune.results import trial_config
 from medtune.search.ledger import Row
+from tests.support.made_study import MadeStudy, figure
 
 EXTERNAL = {"external/oa": 0.61, "external/auc": 0.72, "cpn/oa": 0.83, "test/oa": 0.88, "test/auc": 0.94}
 
@@ -155,7 +155,9 @@ def test_auc_by_raw_logit_has_a_row_of_its_own_as_run_alone(made):
     assert compare.to_html(compare.compare(made.read())).count("AUC by raw logit (as the scripts)") == 4
 
 
-@pytest.mark.parametrize(("verified", "mean", "words"), [(True, 0.83, "CPN X-ray (verified)"), (False, 0.61, "NOT CPN X-ray: elsewhere")])
+@pytest.mark.parametrize(
+    ("verified", "mean", "words"), [(True, 0.83, "CPN X-ray (verified)"), (False, 0.61, "NOT CPN X-ray: elsewhere")]
+)
 def test_cpn_figures_only_when_verified_and_plainly_marked_when_not(tmp_path, verified, mean, words):
     made = MadeStudy(tmp_path / "made", verified=verified)
     made.trial(0.3, external=EXTERNAL)
@@ -274,7 +276,6 @@ def test_trials_of_one_setting_that_differ_in_more_than_the_seed_are_named(made,
 
 def test_synthetic_figures_are_marked_everywhere(made, capsys):
     made.trial(0.3)
-    made.read().record["synthetic"] = True
     record = json.loads((made.folder / "study.json").read_text()) | {"synthetic": True}
     (made.folder / "study.json").write_text(json.dumps(record))
     found = compare.compare(made.read())
