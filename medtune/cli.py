@@ -110,10 +110,11 @@ def compare(
 
     found = load_study(study, storage)
     comparison = compared(found)
+    if not json:
+        print_comparison(comparison, _console())
     paths = write(comparison, output or found.folder)
     if json:
         return _print_json({**to_json(comparison), "files": [str(path) for path in paths]})
-    print_comparison(comparison, _console())
     print("".join(f"\nwritten: {path}" for path in paths).lstrip())
 
 

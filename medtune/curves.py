@@ -26,6 +26,8 @@ FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's, which the colour-blind tell apart, less their yellow, which is faint on white."""
 
+_RING: dict[str, Any] = {"markersize": 8, "markerfacecolor": "white", "markeredgewidth": 2}
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -185,9 +187,9 @@ def _draw_trial(panel: Axes, curves: Curves, metric: str, colour: Any, place: in
     panel.plot(at, val, color=colour, linewidth=1.7, marker=dot)
     best = curves.best()
     if best is not None:
-        panel.plot([best], [val[at.index(best)]], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, mew=1.8)
+        panel.plot([best], [val[at.index(best)]], "o", color=colour, zorder=4, **_RING)
     if curves.ended_early:
-        panel.plot([at[-1]], [val[-1]], "x", markersize=9, color=colour, mew=2)
+        panel.plot([at[-1]], [val[-1]], "x", markersize=9, color=colour, mew=2, zorder=4)
     drops = drop_epochs(curves.config)
     height = 0.02 + 0.045 * place  # trials that share their milestones do not hide each other's
     panel.plot(drops, [height] * len(drops), "v", color=colour, markersize=5, transform=panel.get_xaxis_transform())
@@ -198,7 +200,7 @@ def _legend(figure: Figure, chosen: Sequence[Curves], colours: Sequence[Any], ru
     keys = [
         Line2D([], [], color=grey, linewidth=1.7, label="val"),
         Line2D([], [], color=grey, linewidth=1.1, linestyle="--", label="train"),
-        Line2D([], [], color=grey, marker="o", markersize=9, markerfacecolor="none", linestyle="", label="best epoch"),
+        Line2D([], [], color=grey, marker="o", linestyle="", label="best epoch", **_RING),
     ]
     if any(drop_epochs(curves.config) for curves in chosen):
         keys.append(Line2D([], [], color=grey, marker="v", linestyle="", label="milestone: the learning rate drops"))

@@ -140,7 +140,7 @@ def compare(study: Study) -> Comparison:
         quiet=tuple(words.quiet(study, counted)),
         trials=tuple(words.account(trials, counted)),
         tables=tables,
-        footnotes=words.footnotes(schedules),
+        footnotes=words.FOOTNOTES,
     )
 
 
@@ -167,7 +167,7 @@ def _table(study: Study, name: str, trials: Sequence[Trial], schedules: Sequence
         sections = tuple(_section(row, schedule, matching, prefix) for schedule in schedules)
         label = row.describe() if name.startswith("7") else reference.MODELS[row.model]
         gamma_alone = name.startswith("7") and (row.optimizer, row.lr) in _REPEATED
-        mark = "d" if gamma_alone and "constant" in schedules else _MARKS.get((name, row.model), "")
+        mark = "d" if gamma_alone else _MARKS.get((name, row.model), "")
         entries.append(Entry(row, label, mark, sections))
     caution = row.split == "cpn" and not study.record["verified_cpn"]
     return ComparedTable(name, title, about, caution, heads, tuple(entries))
