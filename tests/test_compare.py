@@ -237,6 +237,30 @@ def test_which_configurations_are_the_base_setting(change, found):
     assert matches(TrialConfig(**change), base) is found
 
 
+def test_less_loss_and_more_of_all_else_is_better(made):
+    made.trial(0.01)
+    entries = compare.compare(made.read()).tables[0].entries
+    cells = next(entry for entry in entries if entry.row.model == "medmamba_s").sections[0].cells
+    assert {cell.metric: cell.better for cell in cells} == {
+        "oa": False, "sensitivity": False, "specificity": False, "f1": False, "auc": False, "loss": True,
+    }  # fmt: skip
+
+
+def test_an_external_set_tested_in_part_is_said(tmp_path):
+    made = MadeStudy(tmp_path / "made", external_limit=400)
+    made.trial(0.3)
+    assert "External test: ours on a fixed stratified choice of 400 images." in compare.compare(made.read()).quiet
+
+
+def test_neighbouring_numbers_are_drawn_together(made):
+    for lr in (1e-3, 1e-3, 3e-4, 1e-3, 3e-4, 1e-3, 1e-3):
+        made.trial(0.3, lr=lr)
+    assert compare.compare(made.read()).trials == (
+        "5 trained to the end, at settings of the report: 0-1, 3, 5-6",
+        "2 trained to the end, at other settings: not shown: 2, 4",
+    )
+
+
 def test_momentum_tells_sgd_settings_apart(made):
     sgd = next(row for row in table("7.1") if row.optimizer == "sgd" and row.lr == 1e-4)
     plain = TrialConfig(optimizer="sgd", lr=1e-4)
