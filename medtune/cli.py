@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from medtune.errors import DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
+OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 
 
 def studies(*, storage: Path | None = None, json: bool = False) -> None:
@@ -91,6 +92,57 @@ def best(
 
     found = answer(load_study(study, storage), by, max(1, top))
     _print_json(found) if json else print_best(found)
+
+
+def compare(
+    study: StudyName, *, output: OutputPath = None, storage: Path | None = None, json: bool = False
+) -> None:
+    """Print the report's tables with a study's figures beside them, and write them as a page and as CSV.
+
+    Args:
+        study: The study's name, or its folder.
+        output: Folder for compare.html and compare.csv; default: the study's.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.compare import compare as compared
+    from medtune.compare import print_comparison, to_json, write
+    from medtune.results import load_study
+
+    found = load_study(study, storage)
+    comparison = compared(found)
+    if not json:
+        print_comparison(comparison, _console())
+    paths = write(comparison, output or found.folder)
+    if json:
+        return _print_json({**to_json(comparison), "files": [str(path) for path in paths]})
+    print("".join(f"\nwritten: {path}" for path in paths).lstrip())
+
+
+def curves(
+    study: StudyName,
+    trials: tyro.conf.Positional[tuple[int, ...]] = (),
+    *,
+    output: OutputPath = None,
+    storage: Path | None = None,
+) -> None:
+    """Draw loss, OA, AUC, sensitivity, specificity and F1 over the epochs, train and val.
+
+    Args:
+        study: The study's name, or its folder.
+        trials: Numbers of the trials to draw; default: the best three.
+        output: Picture to write, .png, .svg or .pdf; default: curves.png in the study's folder.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+    """
+    from medtune.curves import draw
+    from medtune.results import SYNTHETIC, load_study
+
+    found = load_study(study, storage)
+    path = output or found.folder / "curves.png"
+    drawn = draw(found, trials, path)
+    print(f"trials {', '.join(map(str, drawn))} drawn: {path}")
+    if found.record["synthetic"]:
+        print(SYNTHETIC)
 
 
 def evaluate(
@@ -201,16 +253,21 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(table: Table, none: str) -> None:
+    _console().print(table if table.row_count else none)
+
+
+def _console() -> Console:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a pipe has no width: do not cut what is to be read
-    console.print(table if table.row_count else none)
+    # A pipe has no width: do not cut what is to be read.
+    return console if console.is_terminal else Console(width=200)
 
 
 COMMANDS: dict[str, Any] = {
     "studies": studies,
     "trials": trials,
     "best": best,
+    "compare": compare,
+    "curves": curves,
     "evaluate": evaluate,
     "sync": sync,
     "data": {"get": data_get, "check": data_check, "where": data_where},

@@ -17,6 +17,7 @@ import filelock
 from medtune.config import TrialConfig
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
+from medtune.record import earlier_epochs
 from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.study import read_study, storage_folder
@@ -166,6 +167,11 @@ def trial_config(study: Study, row: Row) -> TrialConfig:
     shared = {k: v for k, v in study.record["settings"].items() if k in names}
     base = TrialConfig.from_dict(shared)
     return configured(base, row.number, row.settings or {})
+
+
+def epochs(study: Study, row: Row) -> list[dict[str, Any]]:
+    """What a trial's attempts recorded so far: one line an epoch, the latest attempt's, in order."""
+    return earlier_epochs(attempt_folder(study.folder / "trials", row.number, row.attempt + 1))
 
 
 def checkpoint(study: Study, row: Row) -> Path | None:
