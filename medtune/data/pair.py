@@ -36,7 +36,7 @@ class PairData:
     classes: tuple[str, ...]
     """Class names by label."""
     positive: int
-    """Label of the positive class."""
+    """Label of the positive class; of more than two classes none is, and figures are means over all."""
     native_size: int
     """Side of the training images in px, as published."""
     train: Split
@@ -44,7 +44,7 @@ class PairData:
     test: Split
     external: Split
     external_name: str
-    """What the external figures were measured on; `cpn` for the verified CPN X-ray set alone."""
+    """What the external figures were measured on; `cpn` and `busi` for those sets when verified, and for them alone."""
     verified_cpn: bool = False
     """True when, and only when, the external set is the published CPN X-ray set in full."""
     synthetic: bool = False
