@@ -45,7 +45,7 @@ class Definition:
     space: SearchSpace
     first: Sequence[Settings] = ()
     external_fallback: bool = False
-    """Test on PneumoniaMNIST's own test split where the external set is missing; `make sweep` alone asks for it."""
+    """Test on the training set's own test split where the external set is missing; `make sweep` alone asks for it."""
 
 
 def storage_folder(storage: Path | None) -> Path:

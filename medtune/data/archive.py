@@ -42,7 +42,9 @@ class Published:
     """A set as it was published, and the checks that an archive of it must pass."""
 
     key: str
-    """What figures on the set are called when it is verified."""
+    """A short name, for files."""
+    called: str
+    """What figures on the set are called when, and only when, it is verified."""
     title: str
     files: tuple[str, ...]
     """Names an archive may have: ours first, then those a browser gives it."""

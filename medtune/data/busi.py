@@ -10,6 +10,7 @@ from medtune.data.image_folder import Layout
 
 SET = Published(
     key="busi",
+    called="busi (which BreastMNIST is made from)",
     title="Breast Ultrasound Images",
     files=("Dataset_BUSI.zip",),
     counts={"benign": 437, "malignant": 210, "normal": 133},

@@ -25,6 +25,7 @@ def published_sha256(listing: str | None = None, timeout: float = 10.0) -> str |
 
 SET = Published(
     key="cpn",
+    called="cpn",
     title="CPN X-ray",
     files=("cpn-xray.zip", "dvntn9yhd2-1.zip", INNER),
     counts={"COVID": 1626, "NORMAL": 1802, "PNEUMONIA": 1800},

@@ -27,7 +27,7 @@ class ExternalPair(MedmnistPair):
     def external(
         self, own: External, data_dir: Path | None, external_dir: Path | None, external_fallback: bool
     ) -> External:
-        """The set named by its key only when verified. Raises DataMissing where there is none and no fallback."""
+        """The set, under its own name only when verified. Raises DataMissing where there is none and no fallback."""
         place = self._find(data_dir, external_dir)
         if place is not None:
             return self._read(place, data_dir, decoded_folders(data_dir))
@@ -70,7 +70,7 @@ class ExternalPair(MedmnistPair):
             found = image_folder.read(place, published.layout, caches, self._folder_way_out(data))
             verified = found.facts["digest"] in published.known_images(data)
         split = Split(found.arrays["images"], found.arrays["labels"])
-        name = published.key if verified else f"{place.resolve().name} (unverified folder)"
+        name = published.called if verified else f"{place.resolve().name} (unverified folder)"
         warnings = [] if verified else self._folder_warnings(place, found, split, data)
         return External(split, name, found.facts["digest"], verified, (*warnings, *[self.note] * bool(self.note)))
 
@@ -89,7 +89,7 @@ class ExternalPair(MedmnistPair):
         if class_counts(split.labels, len(expected)) == tuple(expected):
             warnings.append(
                 f"{place} has as many images as {self.published.title}, but where they come from is not known, so figures "
-                f"are not named {self.published.key}. Run `{get_command(self.name, data)}` once: if they are the "
+                f"are not named {self.published.called}. Run `{get_command(self.name, data)}` once: if they are the "
                 "archive's images, they are recognised then"
             )
         return warnings

@@ -44,7 +44,7 @@ class PairData:
     test: Split
     external: Split
     external_name: str
-    """What the external figures were measured on; `cpn` and `busi` for those sets when verified, and for them alone."""
+    """What the external figures were measured on; `cpn` for the verified CPN X-ray set alone."""
     verified_cpn: bool = False
     """True when, and only when, the external set is the published CPN X-ray set in full."""
     synthetic: bool = False

@@ -35,7 +35,7 @@ def put(folder: Path, content: bytes, name: str) -> Path:
 
 def verified(pair: PairData, target: Target) -> bool:
     """Named as the set, and `verified_cpn` for CPN X-ray alone."""
-    named = pair.external_name == target.published.key
+    named = pair.external_name == target.published.called
     assert pair.verified_cpn == (named and target.pair == "pneumoniamnist-cpn")
     return named
 
@@ -73,7 +73,7 @@ def test_busi_is_normal_and_benign_against_malignant_without_masks(data: Path, s
     }
     put(data, small_busi.archive(extra=masks, size=(300, 200), mode="RGB"), "Dataset_BUSI.zip")
     pair = load_pair("breastmnist-busi", data_dir=data)
-    assert pair.external_name == "busi" and not pair.verified_cpn
+    assert pair.external_name == "busi (which BreastMNIST is made from)" and not pair.verified_cpn
     assert pair.classes[pair.positive] == "malignant"
     assert pair.external.images.shape == (7, 1, 256, 256)
     assert pair.external.labels.tolist() == [0] * 5 + [1] * 2
