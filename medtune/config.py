@@ -108,7 +108,7 @@ class TrialConfig:
     """The study's one seed: of the search, and, the trial's number added, of weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
-        from medtune.data import available_pairs
+        from medtune.data.registry import available_pairs, why_not
         from medtune.models import available, has_patch_momentum
 
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -119,7 +119,7 @@ class TrialConfig:
         if self.model not in available():
             raise ConfigError(unknown("model", self.model, available()))
         if self.pair not in available_pairs():
-            raise ConfigError(unknown("pair", self.pair, available_pairs()))
+            raise ConfigError(why_not(self.pair))
         if self.patch_momentum and not has_patch_momentum(self.model):
             raise ConfigError(f"patch_momentum is for MedViT alone, got model {self.model!r}: leave it out")
         _require(self.native_size in (28, 64, 128, 224), "native_size", "one of 28, 64, 128, 224", self.native_size)

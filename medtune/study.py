@@ -47,7 +47,7 @@ class Definition:
     planned: bool = False
     """Train the settings in `first`, in order and to the end: no searcher, no ASHA. The space is `SearchSpace.of` them."""
     external_fallback: bool = False
-    """Test on PneumoniaMNIST's own test split where the external set is missing; `make sweep` alone asks for it."""
+    """Test on the training set's own test split where the external set is missing; `make sweep` alone asks for it."""
 
 
 def storage_folder(storage: Path | None) -> Path:

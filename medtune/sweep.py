@@ -103,7 +103,7 @@ def _run(define: Callable[[Sequence[str]], tuple[Definition, StudyConfig]], argv
 def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, bool]:
     """`make sweep` must always run: real data where they are or can be had, else less, said in one loud line.
 
-    Returns the settings and whether the external test falls back to PneumoniaMNIST's own test split. The study's name
+    Returns the settings and whether the external test falls back to the training set's own test split. The study's name
     says which data it ran on, so that a later run on better data is another study. Data that are there but broken are
     an error: they raise DataError.
     """
@@ -131,7 +131,8 @@ def with_what_is_there(config: StudyConfig, script: str) -> tuple[StudyConfig, b
         return config, False
     name = config.name or f"{script}-{config.preset}"
     if there(True):
-        print("!!! NO CPN X-RAY SET HERE: the external test is on PneumoniaMNIST's own test split, named so", flush=True)
+        own = "the external test is on the training set's own test split, named so"
+        print(f"!!! THE EXTERNAL SET OF {trial.pair.upper()} IS NOT HERE: {own}", flush=True)
         return dataclasses.replace(config, name=f"{name}-own-test"), True
     print("!!! NO DATA HERE: this study runs on GENERATED images, its figures mean nothing", flush=True)
     synthetic = trial.replace(pair="synthetic")

@@ -35,16 +35,16 @@ def data_places(data_dir: Path | None = None) -> list[tuple[str, Path]]:
 
 
 def external_folder(external_dir: Path | None = None) -> Path | None:
-    """Folder in the external set's layout: `external_dir`, else $MEDTUNE_EXTERNAL_DIR, else None (the archive)."""
+    """Folder or archive of the external set: `external_dir`, else $MEDTUNE_EXTERNAL_DIR, else None."""
     if external_dir is not None:
         return Path(external_dir).expanduser().absolute()
     named = os.environ.get(EXTERNAL_VARIABLE)
     return Path(named).expanduser().absolute() if named else None
 
 
-def get_command(folder: Path, native_size: int = 28) -> str:
-    """The command that downloads PneumoniaMNIST at this size and CPN X-ray into `folder`."""
-    command = "medtune data get --pair pneumoniamnist-cpn"
+def get_command(pair: str, folder: Path, native_size: int = 28) -> str:
+    """The command that downloads a pair's files, of this size, into `folder`."""
+    command = f"medtune data get --pair {pair}"
     if native_size != 28:
         command += f" --native-size {native_size}"
     return command if folder == data_folder() else f"{command} --data-dir {folder}"

@@ -36,7 +36,7 @@ class PairData:
     classes: tuple[str, ...]
     """Class names by label."""
     positive: int
-    """Label of the positive class."""
+    """Label of the positive class; of more than two classes none is, and figures are means over all."""
     native_size: int
     """Side of the training images in px, as published."""
     train: Split

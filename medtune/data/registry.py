@@ -1,12 +1,18 @@
-"""The data pairs: one file each in `medtune/data/pairs/`, named as the pair with `_` for `-`."""
+"""The data pairs: one file each in `medtune/data/pairs/`, named as the pair with `_` for `-`.
+
+A file with a function `names()` offers several instead: `named(name)` gives one, `refusal(name)` says why a name that
+looks like one of them is none (or None).
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from medtune.data import pairs
 from medtune.data.pair import Finding, PairData, Place
@@ -37,15 +43,42 @@ class Pair(Protocol):
 
 
 def available_pairs() -> tuple[str, ...]:
-    """Names of the pairs, sorted; imports none of them."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(pairs.__path__)))
+    """Names of the pairs, sorted; imports only the modules that offer several."""
+    names: list[str] = []
+    for module in _modules():
+        names += _family(module).names() if _is_family(module) else [module.replace("_", "-")]
+    return tuple(sorted(names))
 
 
 def pair(name: str) -> Pair:
-    """The module of a pair. Raises DataError for an unknown name."""
+    """What a pair's module offers. Raises DataError for an unknown name."""
     if name not in available_pairs():
-        raise DataError(unknown("pair", name, available_pairs()))
-    return cast(Pair, importlib.import_module(f"medtune.data.pairs.{name.replace('-', '_')}"))
+        raise DataError(why_not(name))
+    for family in map(_family, filter(_is_family, _modules())):
+        if name in family.names():
+            return cast(Pair, family.named(name))
+    return cast(Pair, importlib.import_module(f"{pairs.__name__}.{name.replace('-', '_')}"))
+
+
+def why_not(name: str) -> str:
+    """The message for a name that is no pair: the reason where there is one, else the nearest names."""
+    refusals = (_family(module).refusal(name) for module in _modules() if _is_family(module))
+    return next((f"pair {name!r}: {reason}" for reason in refusals if reason), unknown("pair", name, available_pairs()))
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(pairs.__path__)]
+
+
+@cache
+def _is_family(module: str) -> bool:
+    """Whether a module offers several pairs, by its text: importing all of them would load what they read files with."""
+    spec = importlib.util.find_spec(f"{pairs.__name__}.{module}")
+    return bool(spec and spec.origin and "\ndef names(" in Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _family(module: str) -> Any:
+    return importlib.import_module(f"{pairs.__name__}.{module}")
 
 
 def load_pair(

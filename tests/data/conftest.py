@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from faulty_server import FaultyServer
+from published import Target, small, use
 from xray_files import png
 
-from medtune.data import cpn, medmnist_npz
+from medtune.data import busi, cpn, medmnist_npz
+from medtune.data.pairs import breastmnist_busi, pneumoniamnist_cpn
 
 
 @pytest.fixture(autouse=True)
@@ -32,32 +33,55 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def write_npz() -> Callable[..., Path]:
-    """Writes a PneumoniaMNIST file with official shapes and counts and random images; arrays can be replaced."""
+def small_medmnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For speed, MedMNIST sets whose classes are not counted have 4, 2 and 2 images of each during the test."""
+    real = medmnist_npz.source
 
-    def write(folder: Path, native_size: int = 28, drop: tuple[str, ...] = (), **arrays: Any) -> Path:
+    def source(name: str, native_size: int) -> medmnist_npz.Source:
+        found = real(name, native_size)
+        if name in medmnist_npz.CLASS_COUNTS:
+            return found
+        counts = {"train": 4 * len(found.classes), "val": 2 * len(found.classes), "test": 2 * len(found.classes)}
+        return dataclasses.replace(found, counts=counts)
+
+    monkeypatch.setattr(medmnist_npz, "source", source)
+
+
+@pytest.fixture
+def write_npz() -> Callable[..., Path]:
+    """Writes a MedMNIST file of official shapes and counts with random images; arrays can be replaced."""
+
+    def write(
+        folder: Path, native_size: int = 28, drop: tuple[str, ...] = (), name: str = "pneumoniamnist", **arrays: Any
+    ) -> Path:
         rng = np.random.default_rng(0)
+        source = medmnist_npz.source(name, native_size)
         content: dict[str, Any] = {}
-        for name, counts in medmnist_npz.COUNTS.items():
-            labels = rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), counts))
-            content[f"{name}_images"] = rng.integers(0, 256, (len(labels), native_size, native_size), dtype=np.uint8)
-            content[f"{name}_labels"] = labels[:, None]
+        for split, total in source.counts.items():
+            counts = medmnist_npz.CLASS_COUNTS.get(name, {}).get(split)
+            if counts and name == "breastmnist":
+                counts = counts[::-1]  # as published: malignant is 0
+            labels = np.arange(total, dtype=np.uint8) % len(source.classes)
+            labels = rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), counts) if counts else labels)
+            shape = (total, native_size, native_size, *[source.channels] * (source.channels > 1))
+            content[f"{split}_images"] = rng.integers(0, 256, shape, dtype=np.uint8)
+            content[f"{split}_labels"] = labels[:, None]
         content |= arrays
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / medmnist_npz.source(native_size).file
-        np.savez(path, **{name: array for name, array in content.items() if name not in drop})
+        path = folder / source.file
+        np.savez(path, **{key: array for key, array in content.items() if key not in drop})
         return path
 
     return write
 
 
 @pytest.fixture
-def write_xrays() -> Callable[..., Path]:
-    """Writes a folder in CPN X-ray's layout."""
+def write_folders() -> Callable[..., Path]:
+    """Writes `folder`/NAME/NAME_1.png, ... for NAME=count."""
 
-    def write(folder: Path, normal: int = 3, pneumonia: int = 4, covid: int = 1, **kwargs: Any) -> Path:
+    def write(folder: Path, counts: dict[str, int], **kwargs: Any) -> Path:
         seed = 0
-        for name, count in (("COVID", covid), ("NORMAL", normal), ("PNEUMONIA", pneumonia)):
+        for name, count in counts.items():
             (folder / name).mkdir(parents=True)
             for number in range(1, count + 1):
                 (folder / name / f"{name}_{number}.png").write_bytes(png(seed := seed + 1, **kwargs))
@@ -67,31 +91,30 @@ def write_xrays() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def small_cpn(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """For speed, CPN X-ray has 2 COVID, 3 NORMAL and 4 PNEUMONIA images during the test."""
-    counts = {"COVID": 2, "NORMAL": 3, "PNEUMONIA": 4}
-    monkeypatch.setattr(cpn, "COUNTS", counts)
-    return counts
+def write_xrays(write_folders: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a folder in CPN X-ray's layout."""
+
+    def write(folder: Path, normal: int = 3, pneumonia: int = 4, covid: int = 1, **kwargs: Any) -> Path:
+        return write_folders(folder, {"COVID": covid, "NORMAL": normal, "PNEUMONIA": pneumonia}, **kwargs)
+
+    return write
 
 
 @pytest.fixture
-def make_archive() -> Callable[..., bytes]:
-    """The bytes of an archive like the published one: a zip in a zip. `extra` members are added to the inner one."""
+def small_cpn(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """For speed, CPN X-ray has 2 COVID, 3 NORMAL and 4 PNEUMONIA images during the test."""
+    return use(monkeypatch, pneumoniamnist_cpn, small(cpn.SET, {"COVID": 2, "NORMAL": 3, "PNEUMONIA": 4}))
 
-    def make(counts: dict[str, int], extra: dict[str, bytes] | None = None, outer: bool = True, **kwargs: Any) -> bytes:
-        inner = io.BytesIO()
-        with zipfile.ZipFile(inner, "w") as images:
-            seed = 0
-            for name, count in counts.items():
-                for number in range(1, count + 1):
-                    images.writestr(f"{name}/{name}_{number}.png", png(seed := seed + 1, **kwargs))
-            for name, content in (extra or {}).items():
-                images.writestr(name, content)
-        if not outer:
-            return inner.getvalue()
-        whole = io.BytesIO()
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"dvntn9yhd2-1/{cpn.INNER}", inner.getvalue())
-        return whole.getvalue()
 
-    return make
+@pytest.fixture
+def small_busi(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """For speed, Breast Ultrasound Images has 3 benign, 2 malignant and 2 normal images during the test."""
+    counts = {"benign": 3, "malignant": 2, "normal": 2}
+    return use(monkeypatch, breastmnist_busi, small(busi.SET, counts, "Dataset_BUSI_with_GT/"))
+
+
+@pytest.fixture(params=["cpn", "busi"])
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each published external set in turn."""
+    found: Target = request.getfixturevalue(f"small_{request.param}")
+    return found

@@ -1,7 +1,8 @@
-"""The contract of every pair, and PneumoniaMNIST with a folder of X-rays: found, checked, cached, refused."""
+"""The contract of every pair, and MedMNIST sets with external folders: found, checked, cached, refused."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -9,15 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medtune.data import available_pairs, cli, image_folder, limit, load_pair, medmnist_npz
-from medtune.errors import DataError, DataMissing
+from medtune.config import TrialConfig
+from medtune.data import PairData, available_pairs, cli, image_folder, limit, load_pair, medmnist_npz
+from medtune.errors import ConfigError, DataError, DataMissing
 
 CPN = "pneumoniamnist-cpn"
 Write = Callable[..., Path]
@@ -33,22 +36,114 @@ def xrays(tmp_path: Path, write_xrays: Write) -> Path:
     return write_xrays(tmp_path / "xrays")
 
 
+BUSI = "breastmnist-busi"
+SETS = {"pneumoniamnist-cpn": "pneumoniamnist", BUSI: "breastmnist"}
+POSITIVE = {"pneumoniamnist": "pneumonia", "breastmnist": "malignant"}
+
+
+def medmnist_of(pair: str) -> str:
+    return SETS.get(pair, pair.removeprefix("medmnist:"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, write_npz: Write, write_folders: Write, small_medmnist: None) -> Callable[..., dict[str, Path]]:
+    """Where the data of a pair are, once made: what `load_pair` is given."""
+
+    def make(name: str, native_size: int = 28, **changes: Any) -> dict[str, Path]:
+        if name == "synthetic":
+            return {}
+        places = {"data_dir": write_npz(tmp_path / "data", native_size, name=medmnist_of(name), **changes).parent}
+        if name in SETS:
+            classes = ("NORMAL", "PNEUMONIA") if name == CPN else ("normal", "benign", "malignant")
+            places["external_dir"] = tmp_path / "outside"
+            if not places["external_dir"].exists():
+                write_folders(places["external_dir"], {label: 3 for label in classes})
+        return places
+
+    return make
+
+
+def test_pairs_are_those_of_medmnists_table() -> None:
+    from medmnist import INFO
+
+    fit = [name for name, info in INFO.items() if not name.endswith("3d") and "multi-label" not in info["task"]]
+    assert set(available_pairs()) == {CPN, BUSI, "synthetic", *(f"medmnist:{name}" for name in fit)}
+    assert len(fit) == 11
+
+
 @pytest.mark.parametrize("name", available_pairs())
-def test_contract(name: str, data: Path, xrays: Path) -> None:
-    pair = load_pair(name, data_dir=data, external_dir=xrays)
-    assert pair.name == name and len(pair.classes) == 2 and pair.classes[pair.positive] == "pneumonia"
+def test_contract(name: str, place: Callable[..., dict[str, Path]]) -> None:
+    places = place(name)
+    pair = load_pair(name, **places)
+    known = medmnist_npz.source(medmnist_of(name), 28) if places else None
+    assert pair.name == name and len(pair.classes) == (len(known.classes) if known else 2)
+    if medmnist_of(name) in POSITIVE:
+        assert pair.classes[pair.positive] == POSITIVE[medmnist_of(name)]
     assert not pair.verified_cpn
+    channels = known.channels if known else 1
     for key in ("train", "val", "test", "external"):
         split = getattr(pair, key)
-        assert split.images.dtype == np.uint8 and split.images.ndim == 4 and split.images.shape[1] == 1
+        assert split.images.dtype == np.uint8 and split.images.ndim == 4 and split.images.shape[1] == channels
+        assert split.images.flags.c_contiguous
         assert split.labels.dtype == np.int64 and split.labels.shape == (len(split.images),)
-        assert set(np.unique(split.labels)) == {0, 1}
+        assert set(np.unique(split.labels)) == set(range(len(pair.classes)))
         assert pair.fingerprint[key]
-        side = 256 if key == "external" else pair.native_size
-        assert split.images.shape[2:] == (side, side)
-    again = load_pair(name, data_dir=data, external_dir=xrays)
+        outside = key == "external" and not name.startswith("medmnist:")
+        assert split.images.shape[2:] == (256, 256) if outside else (28, 28)
+    if name.startswith("medmnist:"):
+        assert pair.external is pair.test and pair.external_name == f"{medmnist_of(name)}-test"
+        assert pair.fingerprint["external"] == pair.fingerprint["test"]
+    again = load_pair(name, **places)
     assert again.fingerprint == pair.fingerprint
     assert np.array_equal(again.train.images, pair.train.images)
+
+
+@pytest.mark.parametrize("name", ["medmnist:dermamnist", "medmnist:octmnist", "medmnist:breastmnist"])
+@pytest.mark.parametrize("native_size", [28, 64])
+def test_arrays_are_the_files(name: str, native_size: int, place: Callable[..., dict[str, Path]]) -> None:
+    """Colour goes to the front; BreastMNIST's labels are turned round; blocks are put together in order."""
+    places = place(name, native_size)
+    medmnist = medmnist_npz.source(medmnist_of(name), native_size)
+    pair = load_pair(name, native_size=native_size, **places)
+    with np.load(places["data_dir"] / medmnist.file) as npz:
+        for key in ("train", "val", "test"):
+            images, labels = npz[f"{key}_images"], npz[f"{key}_labels"][:, 0]
+            labels = 1 - labels.astype(np.int64) if name.endswith("breastmnist") else labels
+            wanted = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+            assert np.array_equal(getattr(pair, key).images, wanted)
+            assert np.array_equal(getattr(pair, key).labels, labels)
+
+
+def test_large_files_are_read_block_by_block(
+    place: Callable[..., dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_pair("medmnist:dermamnist", **place("medmnist:dermamnist"))
+    sizes: list[int] = []
+    real = medmnist_npz._blocks
+
+    def watched(*args: Any) -> Iterator[Any]:
+        for block in real(*args):
+            sizes.append(len(block))
+            yield block
+
+    monkeypatch.setattr(medmnist_npz, "_BLOCK", 5 * 28 * 28 * 3)
+    monkeypatch.setattr(medmnist_npz, "_blocks", watched)
+    path = place("medmnist:dermamnist")["data_dir"] / "dermamnist.npz"
+    os.utime(path, (1, 1))
+    again = load_pair("medmnist:dermamnist", data_dir=path.parent)
+    assert sizes == [5, 5, 5, 5, 5, 3, 5, 5, 4, 5, 5, 4]
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_sets_that_models_cannot_take_are_refused_with_the_reason() -> None:
+    for name, reason in (("chestmnist", "ChestMNIST has several labels an image"), ("nodulemnist3d", "NoduleMNIST3D has")):
+        with pytest.raises(DataError, match=reason):
+            load_pair(f"medmnist:{name}")
+        with pytest.raises(ConfigError, match=reason):
+            TrialConfig(pair=f"medmnist:{name}")
+    with pytest.raises(ConfigError, match=r"unknown pair 'medmnist:pathmnst'\. Did you mean 'medmnist:pathmnist'"):
+        TrialConfig(pair="medmnist:pathmnst")
+    assert TrialConfig(pair="medmnist:pathmnist").pair == "medmnist:pathmnist"
 
 
 def test_importing_the_package_is_light() -> None:
@@ -68,34 +163,53 @@ def test_an_unknown_pair_names_the_nearest() -> None:
 def test_the_addresses_are_medmnists_own() -> None:
     from medmnist import INFO
 
-    for size, suffix in ((28, ""), (64, "_64"), (128, "_128"), (224, "_224")):
-        source = medmnist_npz.source(size)
-        assert source.url == INFO["pneumoniamnist"][f"url{suffix}"]
-        assert source.md5 == INFO["pneumoniamnist"][f"MD5{suffix}"]
-        assert source.file == f"pneumoniamnist{suffix}.npz"
+    for name in medmnist_npz.names():
+        for size, suffix in ((28, ""), (64, "_64"), (128, "_128"), (224, "_224")):
+            source = medmnist_npz.source(name, size)
+            assert source.url == INFO[name][f"url{suffix}"]
+            assert source.md5 == INFO[name][f"MD5{suffix}"]
+            assert source.file == f"{name}{suffix}.npz"
+            assert source.counts == INFO[name]["n_samples"] and source.channels == INFO[name]["n_channels"]
+            labels = [INFO[name]["label"][str(label)] for label in range(len(source.classes))]
+            assert list(source.classes) == (labels[::-1] if name == "breastmnist" else labels)
+    for name, counts in medmnist_npz.CLASS_COUNTS.items():
+        assert {split: sum(n) for split, n in counts.items()} == INFO[name]["n_samples"]
 
 
-def test_another_md5_is_used_with_a_warning_that_names_both(data: Path, xrays: Path) -> None:
-    pair = load_pair(CPN, data_dir=data, external_dir=xrays)
-    found = hashlib.md5((data / "pneumoniamnist.npz").read_bytes()).hexdigest()
-    (warning,) = pair.warnings
-    assert found in warning and "28209eda62fecd6e6a2d98b1501bb15f" in warning
-    assert pair.counts()["train"] == (1214, 3494) and pair.external_name == "xrays (unverified folder)"
+MEDMNIST_PAIRS = [CPN, BUSI, "medmnist:dermamnist"]
+Places = Callable[..., dict[str, Path]]
 
 
-def test_the_official_md5_gives_no_warning(data: Path, xrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = data / "pneumoniamnist.npz"
-    source = medmnist_npz.Source(path.name, "", hashlib.md5(path.read_bytes()).hexdigest(), 28)
-    monkeypatch.setattr(medmnist_npz, "source", lambda size: source)
-    assert load_pair(CPN, data_dir=data, external_dir=xrays).warnings == ()
+def npz_warnings(pair: PairData) -> list[str]:
+    return [warning for warning in pair.warnings if "MD5" in warning]
 
 
-def test_larger_files_are_read_by_their_names(tmp_path: Path, write_npz: Write, xrays: Path) -> None:
-    write_npz(tmp_path / "data", native_size=64)
-    pair = load_pair(CPN, native_size=64, data_dir=tmp_path / "data", external_dir=xrays)
-    assert pair.train.images.shape == (4708, 1, 64, 64) and pair.native_size == 64
-    with pytest.raises(DataMissing, match=r"pneumoniamnist_128\.npz is missing.*get --pair \S+ --native-size 128"):
-        load_pair(CPN, native_size=128, data_dir=tmp_path / "data", external_dir=xrays)
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_another_md5_is_used_with_a_warning_that_names_both(name: str, place: Places) -> None:
+    places = place(name)
+    pair, source = load_pair(name, **places), medmnist_npz.source(medmnist_of(name), 28)
+    found = hashlib.md5((places["data_dir"] / source.file).read_bytes()).hexdigest()
+    (warning,) = npz_warnings(pair)
+    assert found in warning and source.md5 in warning
+    assert {key: sum(pair.counts()[key]) for key in source.counts} == source.counts
+
+
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_the_official_md5_gives_no_warning(name: str, place: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, source = place(name), medmnist_npz.source(medmnist_of(name), 28)
+    md5 = hashlib.md5((places["data_dir"] / source.file).read_bytes()).hexdigest()
+    monkeypatch.setattr(medmnist_npz, "source", lambda name, size: dataclasses.replace(source, md5=md5))
+    pair = load_pair(name, **places)
+    assert not npz_warnings(pair) and (pair.warnings == () or name == BUSI)
+
+
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_larger_files_are_read_by_their_names(name: str, place: Places) -> None:
+    places = place(name, native_size=64)
+    pair = load_pair(name, native_size=64, **places)
+    assert pair.train.images.shape[2:] == (64, 64) and pair.native_size == 64
+    with pytest.raises(DataMissing, match=rf"{medmnist_of(name)}_128\.npz is missing.*get --pair {name} --native-size 128"):
+        load_pair(name, native_size=128, **places)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +219,9 @@ def test_larger_files_are_read_by_their_names(tmp_path: Path, write_npz: Write, 
         ({"train_images": np.zeros((4708, 29, 28), np.uint8)}, r"train_images must be uint8 \(4708, 28, 28\)"),
         ({"train_images": np.zeros((4708, 28, 28), np.float32)}, "found float32"),
         ({"test_images": np.zeros((600, 28, 28), np.uint8)}, r"found uint8 \(600, 28, 28\)"),
-        ({"val_labels": np.full((524, 1), 2, np.uint8)}, "must be 524 labels 0 or 1"),
+        ({"val_labels": np.full((524, 1), 2, np.uint8)}, "must be 524 labels 0 to 1"),
+        ({"val_labels": np.zeros((524, 2), np.uint8)}, "must be 524 labels 0 to 1, found 1048"),
+        ({"val_labels": np.array([None] * 524)}, "not a readable npz file.*as objects"),
         ({"val_labels": np.zeros((524, 1), np.uint8)}, r"val must have \(135, 389\).*found \(524, 0\)"),
     ],
 )
@@ -119,13 +235,39 @@ def test_another_content_is_refused(
     assert f"medtune data get --pair pneumoniamnist-cpn --data-dir {path.parent}" in str(caught.value)
 
 
+def test_another_content_of_a_larger_set_is_refused(place: Places) -> None:
+    name = "medmnist:dermamnist"
+    for change, says in (
+        ({"test_images": np.zeros((14, 28, 28), np.uint8)}, r"must be uint8 \(14, 28, 28, 3\), found uint8 \(14, 28, 28\)"),
+        ({"train_labels": np.full((28, 1), 7)}, "must be 28 labels 0 to 6"),
+        ({"drop": ("test_images",)}, "lacks test_images or test_labels"),
+    ):
+        with pytest.raises(DataError, match=says):
+            load_pair(name, **place(name, **change))
+
+
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.999])
-def test_a_damaged_file_is_refused(data: Path, xrays: Path, kept: float) -> None:
-    path = data / "pneumoniamnist.npz"
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_a_damaged_file_is_refused(name: str, place: Places, kept: float) -> None:
+    places, source = place(name), medmnist_npz.source(medmnist_of(name), 28)
+    path = places["data_dir"] / source.file
     content = path.read_bytes()
     path.write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
-    with pytest.raises(DataError, match=r"pneumoniamnist\.npz is not a readable npz file.*28209eda.*medtune data get"):
-        load_pair(CPN, data_dir=data, external_dir=xrays)
+    with pytest.raises(DataError, match=rf"{source.file} is not a readable npz file.*{source.md5}.*get --pair {name}"):
+        load_pair(name, **places)
+    assert not list((path.parent / "decoded").glob("*/")), "nothing half done is kept"
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_in_an_image_is_noticed(place: Places, at: float) -> None:
+    places = place("medmnist:dermamnist")
+    path = places["data_dir"] / "dermamnist.npz"
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable npz file"):
+        load_pair("medmnist:dermamnist", **places)
+    assert not cli.check(pair="medmnist:dermamnist", data_dir=path.parent)
 
 
 def test_missing_files_name_file_expectation_and_command(tmp_path: Path, data: Path) -> None:
@@ -154,6 +296,12 @@ def test_only_a_fallback_tests_on_the_own_test_split(data: Path) -> None:
     assert pair.external_name == "pneumoniamnist-test" and not pair.verified_cpn
     assert pair.external is pair.test and pair.fingerprint["external"] == pair.fingerprint["test"]
     assert any("own test split" in warning for warning in pair.warnings)
+
+
+def test_breastmnist_falls_back_without_a_word_of_busi(place: Places) -> None:
+    pair = load_pair(BUSI, data_dir=place(BUSI)["data_dir"], external_fallback=True)
+    assert pair.external_name == "breastmnist-test" and pair.external is pair.test
+    assert not any("NOT AN EXTERNAL TEST" in warning for warning in pair.warnings)
 
 
 def test_a_fallback_does_not_hide_broken_data(data: Path, xrays: Path) -> None:
@@ -240,9 +388,9 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = image_folder.decode
 
-    def counted(members: list[image_folder.Member]) -> object:
+    def counted(members: list[image_folder.Member], *args: Any) -> object:
         calls.append(len(members))
-        return real(members)
+        return real(members, *args)
 
     monkeypatch.setattr(image_folder, "decode", counted)
     return calls
@@ -258,7 +406,7 @@ def test_images_are_decoded_once_until_they_change(data: Path, xrays: Path, monk
     assert calls == [7, 7] and second.fingerprint["external"] != first.fingerprint["external"]
     (xrays / "NORMAL" / "NORMAL_1.png").unlink()
     assert load_pair(CPN, data_dir=data, external_dir=xrays).counts()["external"] == (2, 4)
-    assert len(list((data / "decoded").glob("xrays-*/"))) == 1  # older entries of the folder are gone
+    assert len(list((data / "decoded").glob("images-256-1-*/"))) == 1  # older entries of the folder are gone
 
 
 def test_arrays_are_mapped_and_cannot_change_the_cache(data: Path, xrays: Path) -> None:
@@ -275,7 +423,7 @@ def test_read_only_data_are_cached_in_the_user_folder(data: Path, xrays: Path, t
     try:
         load_pair(CPN, data_dir=data, external_dir=xrays)
         assert [path.name for path in data.iterdir()] == ["pneumoniamnist.npz"]
-        assert list((tmp_path / "user-cache" / "medtune" / "decoded").glob("xrays-*/images.npy"))
+        assert list((tmp_path / "user-cache" / "medtune" / "decoded").glob("images-256-1-*/images.npy"))
     finally:
         data.chmod(0o755)
 
@@ -294,7 +442,7 @@ def test_data_load_where_nothing_can_be_written(data: Path, xrays: Path, tmp_pat
 
 def test_a_damaged_cache_is_made_anew(data: Path, xrays: Path) -> None:
     expected = load_pair(CPN, data_dir=data, external_dir=xrays).external.images.copy()
-    (entry,) = (data / "decoded").glob("xrays-*/images.npy")
+    (entry,) = (data / "decoded").glob("images-256-1-*/images.npy")
     os.truncate(entry, 1000)
     pair = load_pair(CPN, data_dir=data, external_dir=xrays)
     assert np.array_equal(pair.external.images, expected)
@@ -320,6 +468,17 @@ def test_a_warm_load_is_quick(data: Path, write_xrays: Write, tmp_path: Path) ->
     assert time.monotonic() - begin < 1
 
 
+def test_a_full_disk_is_said_before_it_is_filled(data: Path, xrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a mapped file on a full disk would kill the process."""
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"cannot keep decoded images in .*No space left on device.*--data-dir"):
+        load_pair(CPN, data_dir=data, external_dir=xrays)
+    assert not list((data / "decoded").glob("*/"))
+
+
 # --- limits
 
 
@@ -342,6 +501,14 @@ def test_a_small_class_gives_all_it_has() -> None:
     assert limit(pair, train_limit=None, external_limit=None) is pair
 
 
+def test_limits_of_more_than_two_classes(place: Places) -> None:
+    pair = load_pair("medmnist:dermamnist", **place("medmnist:dermamnist"))
+    small = limit(pair, train_limit=16, external_limit=9)
+    assert sorted(small.counts()["train"]) == [2, 2, 2, 2, 2, 3, 3]
+    assert sorted(small.counts()["external"]) == [1, 1, 1, 1, 1, 2, 2]
+    assert len(limit(pair, train_limit=None, external_limit=3).external) == 3
+
+
 def test_external_limit_keeps_proportions(data: Path, write_xrays: Write, tmp_path: Path) -> None:
     folder = write_xrays(tmp_path / "uneven", normal=40, pneumonia=10)
     pair = load_pair(CPN, data_dir=data, external_dir=folder)
@@ -351,6 +518,33 @@ def test_external_limit_keeps_proportions(data: Path, write_xrays: Write, tmp_pa
 
 
 # --- the command line's functions
+
+
+@pytest.mark.parametrize("name", [BUSI, "medmnist:dermamnist"])
+def test_check_and_where_of_other_pairs(
+    name: str, place: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, source = place(name), medmnist_npz.source(medmnist_of(name), 28)
+    assert cli.check(pair=name, **places)
+    out = capsys.readouterr().out
+    assert source.md5 in out and f"train {source.counts['train']}" in out
+    if name == BUSI:
+        assert "6 normal and benign, 3 malignant" in out and "437 benign, 210 malignant and 133 normal" in out
+    cli.where(pair=name, **places)
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0][1:] == ["--data-dir", str(places["data_dir"]), source.file, "yes"]
+    assert (rows[-3][3] == "3 normal, 3 benign, 3 malignant") if name == BUSI else len(rows) == 2
+    (places["data_dir"] / source.file).unlink()
+    assert not cli.check(pair=name, **places)
+    assert f"medtune data get --pair {name}" in capsys.readouterr().out
+
+
+def test_a_check_keeps_no_arrays(place: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 13 GB is checked in the memory of a block."""
+    places = place("medmnist:dermamnist")
+    monkeypatch.setattr(np, "empty", None)
+    assert cli.check(pair="medmnist:dermamnist", **places)
+    assert not (places["data_dir"] / "decoded").exists()
 
 
 def test_check_tells_what_is_right_and_what_is_not(
