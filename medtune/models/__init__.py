@@ -21,6 +21,9 @@ _MODULES = {
     "medmamba_s": "medtune.models.medmamba",
     "medmamba_b": "medtune.models.medmamba",
     "resnet50": "medtune.models.resnet",
+    "vmamba_t": "medtune.models.vmamba",
+    "vmamba_s": "medtune.models.vmamba",
+    "vmamba_b": "medtune.models.vmamba",
 }
 
 

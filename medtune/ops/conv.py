@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 
 class Conv3x3(nn.Conv2d):
-    """(B, C, H, W) -> (B, K, H, W), padding 1, either all channels to all or each its own (groups = C = K).
+    """(B, C, H, W) -> (B, K, H / stride, W / stride), padding 1: all channels to all, or each its own (groups = C = K).
 
     On the CPU, maps of at most 4 positions go through matrix products (same values, up to rounding).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups)
-
-    bias: nn.Parameter  # always there
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups, stride=stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -34,16 +32,19 @@ class Conv3x3(nn.Conv2d):
     def _one_by_one(self, x: Tensor) -> Tensor:
         """Only the kernel's centre meets the map."""
         centre = self.weight.flatten(2)[:, :, 4]
-        return F.linear(x, centre, self.bias) if self.groups == 1 else x * centre[:, 0] + self.bias
+        return F.linear(x, centre, self.bias) if self.groups == 1 else self._add_bias(x * centre[:, 0])
 
     def _small(self, x: Tensor) -> Tensor:
-        images, height, width, channels = x.shape
+        (height, width), step = x.shape[1:3], self.stride[0]
         padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        shifted = [padded[:, i : i + height : step, j : j + width : step] for i in range(3) for j in range(3)]
         if self.groups == 1:
-            patches = torch.stack(shifted, dim=-1).view(images, height, width, channels * 9)
-            return F.linear(patches, self.weight.flatten(1), self.bias)
-        y: Tensor = self.bias
-        for part, tap in zip(shifted, self.weight.flatten(1).unbind(1), strict=True):
+            return F.linear(torch.stack(shifted, dim=-1).flatten(-2), self.weight.flatten(1), self.bias)
+        taps = self.weight.flatten(1).unbind(1)
+        y = self._add_bias(shifted[0] * taps[0])
+        for part, tap in zip(shifted[1:], taps[1:], strict=True):
             y = y + part * tap
         return y
+
+    def _add_bias(self, x: Tensor) -> Tensor:
+        return x if self.bias is None else x + self.bias
