@@ -21,6 +21,8 @@ _MODULES = {
     "medmamba_s": "medtune.models.medmamba",
     "medmamba_b": "medtune.models.medmamba",
     "resnet50": "medtune.models.resnet",
+    "vim_tiny": "medtune.models.vim",
+    "vim_small": "medtune.models.vim",
     "vmamba_t": "medtune.models.vmamba",
     "vmamba_s": "medtune.models.vmamba",
     "vmamba_b": "medtune.models.vmamba",

@@ -33,6 +33,7 @@ PUBLISHED = {"medvit_small": "medvit_s", "medvit_base": "medvit_b", "medvit_larg
     [
         ("medmamba_t", "sizes,train"),
         ("vmamba_t", "sizes,train"),
+        ("vim_tiny", "train"),  # at 224 px alone; medtune's own sizes are tested in test_vim.py
         pytest.param("resnet50", "sizes", marks=pytest.mark.slow),
     ],
 )
@@ -44,7 +45,7 @@ def test_golden_outputs(name, only) -> None:
 
 
 @needs_parity
-@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", "resnet50", "vmamba_t"])
+@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", "resnet50", "vmamba_t", "vim_tiny"])
 def test_published_keys_and_shapes_load(name) -> None:
     shapes = json.loads((PARITY / "manifest" / f"{PUBLISHED.get(name, name)}.json").read_text())
     model = build(name)
