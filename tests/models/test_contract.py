@@ -16,13 +16,16 @@ from medtune.models import available, build, load_published
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = available()
-SMALL = ("medmamba_t", "resnet50", "vim_tiny", "vmamba_t")
+SMALL = ("medmamba_t", "medvit_small", "resnet50", "vim_tiny", "vmamba_t")
 """One of each family, for what takes long: the larger variants are the same code with other numbers."""
 
 PARAMETERS = {
     "medmamba_t": (15_221_608, 14_454_146),
     "medmamba_s": (19_389_544, 18_622_082),
     "medmamba_b": (40_883_688, 39_860_738),
+    "medvit_small": (32_161_440, 31_138_490),
+    "medvit_base": (45_430_972, 44_408_022),
+    "medvit_large": (58_700_504, 57_677_554),
     "resnet50": (25_557_032, 23_512_130),
     "vim_tiny": (7_148_008, 6_955_394),  # 7.1 and 25.8 million
     "vim_small": (25_796_584, 25_412_354),
@@ -39,7 +42,7 @@ def model(request) -> nn.Module:
     torch.manual_seed(0)
     built = build(request.param)
     for module in built.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
     return built.eval()

@@ -32,6 +32,7 @@ PUBLISHED = {"medvit_small": "medvit_s", "medvit_base": "medvit_b", "medvit_larg
     "name, only",
     [
         ("medmamba_t", "sizes,train"),
+        ("medvit_small", "sizes,train"),
         ("vmamba_t", "sizes,train"),
         ("vim_tiny", "train"),  # at 224 px alone; medtune's own sizes are tested in test_vim.py
         pytest.param("resnet50", "sizes", marks=pytest.mark.slow),
@@ -45,7 +46,7 @@ def test_golden_outputs(name, only) -> None:
 
 
 @needs_parity
-@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", "resnet50", "vmamba_t", "vim_tiny"])
+@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", *PUBLISHED, "resnet50", "vmamba_t", "vim_tiny"])
 def test_published_keys_and_shapes_load(name) -> None:
     shapes = json.loads((PARITY / "manifest" / f"{PUBLISHED.get(name, name)}.json").read_text())
     model = build(name)
