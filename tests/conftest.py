@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,15 @@ class TinyNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"scale"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Computes with one thread, as CI's machines have few cores; a module asks for it with `pytestmark`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

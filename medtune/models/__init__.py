@@ -20,8 +20,17 @@ _MODULES = {
     "medmamba_t": "medtune.models.medmamba",
     "medmamba_s": "medtune.models.medmamba",
     "medmamba_b": "medtune.models.medmamba",
+    "medvit_small": "medtune.models.medvit",
+    "medvit_base": "medtune.models.medvit",
+    "medvit_large": "medtune.models.medvit",
     "resnet50": "medtune.models.resnet",
+    "vim_tiny": "medtune.models.vim",
+    "vim_small": "medtune.models.vim",
+    "vmamba_t": "medtune.models.vmamba",
+    "vmamba_s": "medtune.models.vmamba",
+    "vmamba_b": "medtune.models.vmamba",
 }
+_PATCH_MOMENTUM = frozenset(name for name, module in _MODULES.items() if module == "medtune.models.medvit")
 
 
 def available() -> tuple[str, ...]:
@@ -30,21 +39,29 @@ def available() -> tuple[str, ...]:
 
 
 def has_patch_momentum(name: str) -> bool:
-    return name.startswith("medvit")
+    """Whether `build(name, patch_momentum=True)` gives a model: one whose forward takes `partners`, as MedViT's."""
+    return name in _PATCH_MOMENTUM
 
 
 def build(name: str, num_classes: int = 2, in_channels: int = 3, *, patch_momentum: bool = False) -> nn.Module:
     """A model that takes images (B, in_channels, H, W) and gives logits (B, num_classes).
 
-    Initial weights come from torch's global random numbers. Raises ConfigError for a name that is not in `available()`
-    or a number that is below 1.
+    patch_momentum: the model also takes `partners` (see `medtune.models.medvit`). Initial weights come from torch's
+    global random numbers. Raises ConfigError for a name that is not in `available()`, a number that is below 1, or a
+    model that has no patch momentum changer.
     """
     if name not in _MODULES:
         raise ConfigError(unknown("model", name, _MODULES))
     for field, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
             raise ConfigError(f"{field} must be at least 1, got {value}")
-    return getattr(importlib.import_module(_MODULES[name]), name)(num_classes, in_channels)
+    make = getattr(importlib.import_module(_MODULES[name]), name)
+    if not patch_momentum:
+        return make(num_classes, in_channels)
+    if not has_patch_momentum(name):
+        having = ", ".join(sorted(_PATCH_MOMENTUM))
+        raise ConfigError(f"patch_momentum is not there for {name}; models that have it: {having}")
+    return make(num_classes, in_channels, patch_momentum=True)
 
 
 def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

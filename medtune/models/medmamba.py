@@ -17,25 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medtune.models.layers import (
+    DIRECTIONS,
+    DropPath,
+    drop_rates,
+    from_directions,
+    reset_scan,
+    scan_directions,
+    to_directions,
+)
 from medtune.ops.conv import Conv3x3
-from medtune.ops.scan import selective_scan
 
 EPS = 1e-5
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, drop a branch for single images."""
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return x
-        keep = 1 - self.drop_prob
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
 
 
 class PatchEmbed(nn.Module):
@@ -65,66 +58,32 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(cells.permute(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)))
 
 
-def to_directions(x: Tensor) -> Tensor:
-    """Read the grid row by row, column by column, and both backwards: (B, H, W, D) -> (4, B, H * W, D)."""
-    rows = x.flatten(1, 2)
-    columns = x.transpose(1, 2).flatten(1, 2)
-    return torch.stack((rows, columns, rows.flip(1), columns.flip(1)))
-
-
-def from_directions(y: Tensor, height: int, width: int) -> Tensor:
-    """Put the four readings back on the grid and add them up: (4, B, H * W, D) -> (B, H, W, D)."""
-    rows, columns, rows_back, columns_back = y.unbind(0)
-    rows, columns = rows + rows_back.flip(1), columns + columns_back.flip(1)
-    return rows.unflatten(1, (height, width)) + columns.unflatten(1, (width, height)).transpose(1, 2)
-
-
 class SS2D(nn.Module):
     """Two-dimensional selective scan: four one-dimensional scans of a gated, convolved map, summed."""
 
-    def __init__(self, width: int, states: int = 16, directions: int = 4) -> None:
+    def __init__(self, width: int, states: int = 16) -> None:
         super().__init__()
-        inner = 2 * width
-        self.rank, self.states = math.ceil(width / 16), states
+        inner, rank = 2 * width, math.ceil(width / 16)
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv2d = Conv3x3(inner, inner, groups=inner)
-        self.x_proj_weight = nn.Parameter(torch.empty(directions, self.rank + 2 * states, inner))
-        self.dt_projs_weight = nn.Parameter(torch.empty(directions, inner, self.rank))
-        self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
-        self.A_logs = nn.Parameter(torch.empty(directions * inner, states))
-        self.Ds = nn.Parameter(torch.empty(directions * inner))
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * states, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, inner))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * inner, states))
+        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * inner))
         self.out_norm = nn.LayerNorm(inner, eps=EPS)
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self.reset_scan()
+        reset_scan(*self.scanned())
 
-    def reset_scan(self) -> None:
-        """Initial values of what belongs to the scan; steps start between 0.001 and 0.1."""
-        with torch.no_grad():
-            self.x_proj_weight.uniform_(-1, 1).mul_(self.x_proj_weight.shape[-1] ** -0.5)
-            self.dt_projs_weight.uniform_(-1, 1).mul_(self.rank**-0.5)
-            step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
-            self.A_logs.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_logs))
-            self.Ds.fill_(1)
+    def scanned(self) -> tuple[Tensor, ...]:
+        """The parameters of the four scans, in the order `scan_directions` takes them."""
+        return self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = self.scan(x)
+        x = from_directions(scan_directions(to_directions(x), *self.scanned()), *x.shape[1:3])
         return self.out_proj(self.out_norm(x) * F.silu(z))
-
-    def scan(self, x: Tensor) -> Tensor:
-        """(B, H, W, D) -> (B, H, W, D) in float32."""
-        images, height, width, _ = x.shape
-        u = to_directions(x)
-        per_position = torch.bmm(u.flatten(1, 2), self.x_proj_weight.mT)  # (4, B * L, R + 2 N)
-        step, b, c = per_position.split((self.rank, self.states, self.states), dim=-1)
-        delta = torch.bmm(step, self.dt_projs_weight.mT)  # (4, B * L, D)
-        delta, b, c = (v.unflatten(1, (images, -1)) for v in (delta, b, c))
-        u, delta, b, c = (v.float().permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, 4, ., L)
-        decay, skip, bias = -torch.exp(self.A_logs.float()), self.Ds.float(), self.dt_projs_bias.float().flatten()
-        y = selective_scan(u, delta, decay, b, c, skip, bias, delta_softplus=True)
-        return from_directions(y.permute(1, 0, 3, 2), height, width)
 
 
 class SSConvSSM(nn.Module):
@@ -181,7 +140,7 @@ class MedMamba(nn.Module):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_rates(drop_path, sum(depths)))
         self.patch_embed = PatchEmbed(in_channels, width)
         self.layers = nn.ModuleList(
             Stage(width * 2**i, [next(rates) for _ in range(depth)], merge=i < len(depths) - 1)

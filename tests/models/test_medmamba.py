@@ -8,15 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtune.models import build
-from medtune.models.medmamba import DropPath, MedMamba, PatchMerging, from_directions, to_directions
+from medtune.models.layers import DropPath, from_directions, to_directions
+from medtune.models.medmamba import MedMamba, PatchMerging
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

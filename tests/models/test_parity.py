@@ -21,23 +21,34 @@ needs_parity = pytest.mark.skipif(
     not (PARITY / "check.py").is_file(), reason=f"no golden outputs in {PARITY}: point MEDTUNE_PARITY at them"
 )
 
+PUBLISHED = {"medvit_small": "medvit_s", "medvit_base": "medvit_b", "medvit_large": "medvit_l"}
+"""Names there, where they differ from ours."""
+
 
 # Train mode of ResNet-50 is left out: BatchNorm over 16 values magnifies rounding, and the golden logits themselves are
 # 2e-5 (of their largest) from a float64 run. It is compared with torchvision's own module below.
 @needs_parity
 @pytest.mark.parametrize(
-    "name, only", [("medmamba_t", "sizes,train"), pytest.param("resnet50", "sizes", marks=pytest.mark.slow)]
+    "name, only",
+    [
+        ("medmamba_t", "sizes,train"),
+        ("medvit_small", "sizes,train"),
+        ("vmamba_t", "sizes,train"),
+        ("vim_tiny", "train"),  # at 224 px alone; medtune's own sizes are tested in test_vim.py
+        pytest.param("resnet50", "sizes", marks=pytest.mark.slow),
+    ],
 )
 def test_golden_outputs(name, only) -> None:
-    command = [sys.executable, str(PARITY / "check.py"), name, "--factory", f"medtune.models:build_{name}"]
+    published = PUBLISHED.get(name, name)
+    command = [sys.executable, str(PARITY / "check.py"), published, "--factory", f"medtune.models:build_{name}"]
     result = subprocess.run([*command, "--only", only, "--tol", "1e-5"], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @needs_parity
-@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", "resnet50"])
+@pytest.mark.parametrize("name", ["medmamba_t", "medmamba_s", "medmamba_b", *PUBLISHED, "resnet50", "vmamba_t", "vim_tiny"])
 def test_published_keys_and_shapes_load(name) -> None:
-    shapes = json.loads((PARITY / "manifest" / f"{name}.json").read_text())
+    shapes = json.loads((PARITY / "manifest" / f"{PUBLISHED.get(name, name)}.json").read_text())
     model = build(name)
     state = {k: torch.full(shape, 2 if k.endswith("num_batches_tracked") else 0.5) for k, shape in shapes.items()}
     load_published(model, state)

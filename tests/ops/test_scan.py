@@ -16,15 +16,9 @@ from torch import Tensor
 import medtune.ops.scan as scan_module
 from medtune.ops import selective_scan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def loop(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False) -> Tensor:

@@ -1,0 +1,41 @@
+"""Convolutions against PyTorch's own, whose kernels it does without on tiny maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medtune.ops.conv import Conv1x1, Conv3x3
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 3), (4, 1), (3, 5)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("channels, groups", [((6, 10), 1), ((6, 6), 6)], ids=["full", "depth-wise"])
+def test_equals_pytorchs(size, stride, bias, channels, groups) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(*channels, groups=groups, stride=stride, bias=bias).double()
+    x = torch.randn(3, channels[0], *size, dtype=torch.float64, requires_grad=True)
+    check(conv, x, F.conv2d(x, conv.weight, conv.bias, stride, padding=1, groups=groups))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5)], ids=str)
+def test_one_by_one_equals_pytorchs(size) -> None:
+    torch.manual_seed(0)
+    conv = Conv1x1(6, 10).double()
+    x = torch.randn(3, 6, *size, dtype=torch.float64, requires_grad=True)
+    check(conv, x, F.conv2d(x, conv.weight))
+
+
+def check(conv: nn.Module, x: Tensor, theirs: Tensor) -> None:
+    """Values and gradients."""
+    leaves, ours = [x, *conv.parameters()], conv(x)
+    weight = torch.randn_like(theirs)
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(y, leaves, weight) for y in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
