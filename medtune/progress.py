@@ -227,8 +227,8 @@ def rung_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
     latest = getattr(milestones, "first", (0.0, config.trial.milestones[0] if config.trial.milestones else 0.0))[1]
     for epochs in sorted(set(conductor.epochs())):
         rungs = config.rungs(epochs)
-        late = config.trial.replace(milestones=(latest,), epochs=epochs) if 0 < latest < 1 else None
-        drop = late.milestone_epochs() if late else ()
+        drops = 0 < latest < 1 and config.trial.schedule == "milestones"
+        drop = config.trial.replace(milestones=(latest,), epochs=epochs).milestone_epochs() if drops else ()
         if len(rungs) > 1 and drop and rungs[1] < drop[0]:
             return [
                 f"ASHA's second rung (epoch {rungs[1]}) comes before the latest first milestone (epoch {drop[0]}): trials "

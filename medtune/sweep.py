@@ -74,7 +74,7 @@ def main_planned(
         config, falls_back, chosen = parse(args, description, own, flags)
         script, settings = planned(chosen)
         config, fallback = with_what_is_there(config, script) if falls_back else (config, False)
-        given = given_names(args, {name for one in settings for name in one})
+        given = given_names(args, dict.fromkeys(name for one in settings for name in one))
         without = () if config.preset == "full" else COSTS
         first = plan(settings, config.trial, seeds=chosen.seeds, given=given, without=without)
         if not given_names(args, ["trials"]):

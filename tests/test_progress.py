@@ -126,6 +126,7 @@ def test_a_rung_before_the_learning_rate_drops_is_warned_of():
     config = StudyConfig()
     assert "second rung (epoch 60) comes before the latest first milestone (epoch 135)" in rung_warnings(config, late)[0]
     assert rung_warnings(config, fine) == []
+    assert rung_warnings(StudyConfig(trial=TrialConfig(schedule="constant")), late) == []
 
 
 def test_a_search_that_leaves_little_to_tpe_is_warned_of():

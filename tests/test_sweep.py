@@ -168,8 +168,8 @@ def test_one_model_of_the_report(started, capsys):
     config, definition = started("--model", "medvit_small", "--seeds", "2")
     assert config.trials == 2 and {one["model"] for one in definition.first} == {"medvit_small"}
     capsys.readouterr()
-    assert started("--model", "vim_tiny") is None
-    assert "no planned settings have model 'vim_tiny'" in capsys.readouterr().err
+    assert started("--epochs", "3", "--model", "vim_tiny") is None
+    assert "no planned settings have model 'vim_tiny'. Planned are model: medmamba_b, " in capsys.readouterr().err
 
 
 def test_help_shows_a_scripts_own_flags(capsys):

@@ -40,8 +40,9 @@ def plan(
         if all(one[name] == getattr(base, name) for name in given if name in kept) and kept not in left:
             left.append(kept)
     if not left:
-        asked = ", ".join(f"{name} {getattr(base, name)!r}" for name in given if name in names)
-        known = "; ".join(f"{name}: {_values(whole, name)}" for name in given if name in names)
+        restricting = [name for name in given if name in names and name not in dropped]
+        asked = ", ".join(f"{name} {getattr(base, name)!r}" for name in restricting)
+        known = "; ".join(f"{name}: {_values(whole, name)}" for name in restricting)
         raise ConfigError(f"no planned settings have {asked}. Planned are {known}")
     return tuple({**one, "seed": base.seed + replicate} for replicate in range(seeds) for one in left)
 
