@@ -127,8 +127,9 @@ FOOTNOTES = {
     "b": "The authors' OA and AUC are printed swapped (published: AUC 0.991, OA 0.921); shown, and the difference "
     "taken, as printed.",
     "c": "The authors' figures repeat MedMamba-b's, swapped; shown, and the difference taken, as printed.",
-    "d": "The report's scripts never stepped the schedule, so gamma had no effect in its rows, nor has it in ours as run: "
-    "rows that differ in gamma alone are replicates of one setting (for Adam at lr 0.001 that of Tables 3 to 5), and their "
-    "spread is run-to-run noise. Ours with the schedule stepped are another experiment.",
+    "d": "The report's scripts never stepped the schedule and set no seed: gamma had no effect, so its rows that differ in "
+    "gamma alone are replicates of one setting (for Adam at lr 0.001 that of Tables 3 to 5), and their spread is "
+    "run-to-run noise. Ours as run repeat each other where their seeds are the same; ours with the schedule stepped are "
+    "another experiment.",
 }
 """What is to be known about rows of the report, by their mark."""
