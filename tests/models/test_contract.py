@@ -12,12 +12,11 @@ from torch import nn
 
 from medtune.errors import CheckpointError, ConfigError
 from medtune.models import available, build, load_published
+from tests.support.models import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = available()
-SMALL = ("medmamba_t", "medvit_small", "resnet50", "vim_tiny", "vmamba_t")
-"""One of each family, for what takes long: the larger variants are the same code with other numbers."""
 
 PARAMETERS = {
     "medmamba_t": (15_221_608, 14_454_146),
