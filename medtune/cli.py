@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from medtune.errors import DataError, MedtuneError
+from medtune.errors import ConfigError, DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -199,6 +199,29 @@ def sync(study: StudyName, *, storage: Path | None = None) -> None:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
 
 
+def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:
+    """List the models that can be trained, with what they cost.
+
+    Args:
+        image_size: Side in px of the images that multiply-adds are counted for.
+        classes: Classes to tell apart.
+        json: Print JSON.
+    """
+    from medtune.models import available
+    from medtune.models.cost import NOT_COUNTED, cost, source
+
+    if image_size < 28:
+        raise ConfigError(f"image_size must be at least 28, got {image_size}")
+    found = [(name, cost(name, image_size, classes), source(name)) for name in available()]
+    if json:
+        return _print_json([{"name": name, **counted._asdict(), "source": paper} for name, counted, paper in found])
+    table = Table("model", "parameters", "multiply-adds", "source", box=None, pad_edge=False)
+    for name, counted, paper in found:
+        table.add_row(name, f"{counted.parameters / 1e6:.1f} M", f"{counted.multiply_adds / 1e9:.2f} G", paper)
+    _print_table(table, "no models")
+    print(f"with {classes} classes; multiply-adds of one image of {image_size}x{image_size} px, {NOT_COUNTED}")
+
+
 def data_get(*, pair: str = "pneumoniamnist-cpn", native_size: int = 28, data_dir: Path | None = None) -> None:
     """Download a pair's files and verify them.
 
@@ -270,6 +293,7 @@ COMMANDS: dict[str, Any] = {
     "curves": curves,
     "evaluate": evaluate,
     "sync": sync,
+    "models": models,
     "data": {"get": data_get, "check": data_check, "where": data_where},
 }
 

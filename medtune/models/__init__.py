@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medtune.errors import ConfigError, unknown
@@ -36,6 +36,16 @@ _PATCH_MOMENTUM = frozenset(name for name, module in _MODULES.items() if module 
 def available() -> tuple[str, ...]:
     """Names that `build` knows, sorted."""
     return tuple(sorted(_MODULES))
+
+
+def module_of(name: str) -> str:
+    """The module that a model of `available()` is in."""
+    return _MODULES[name]
+
+
+def modules() -> tuple[str, ...]:
+    """The modules that the models are in. Each says in BLOCKS what its models are made of."""
+    return tuple(dict.fromkeys(_MODULES.values()))
 
 
 def has_patch_momentum(name: str) -> bool:
@@ -69,6 +79,27 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     from medtune.models.published import load_published as load
 
     load(model, state_dict)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """See `medtune.models.recompute.checkpoint_activations`."""
+    from medtune.models.recompute import checkpoint_activations as recompute
+
+    recompute(model)
+
+
+def load_pretrained(name: str, model: nn.Module, source: str) -> list[str]:
+    """See `medtune.models.pretrained.load_pretrained`."""
+    from medtune.models.pretrained import load_pretrained as load
+
+    return load(name, model, source)
+
+
+def check_pretrained(names: Iterable[str], source: str) -> None:
+    """See `medtune.models.pretrained.check_pretrained`."""
+    from medtune.models.pretrained import check_pretrained as check
+
+    check(names, source)
 
 
 def __getattr__(attribute: str) -> Any:

@@ -169,6 +169,10 @@ def _reset(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+BLOCKS = (SSConvSSM,)
+"""What activation checkpointing computes again."""
+
+
 def medmamba_t(num_classes: int, in_channels: int) -> MedMamba:
     return MedMamba((2, 2, 4, 2), 96, num_classes, in_channels)
 

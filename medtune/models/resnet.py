@@ -6,11 +6,14 @@ Deviations: none
 
 from __future__ import annotations
 
+from timm.models.resnet import Bottleneck
+from timm.models.resnet import resnet50 as timm_resnet50
 from torch import nn
+
+BLOCKS = (Bottleneck,)
+"""What activation checkpointing computes again."""
 
 
 def resnet50(num_classes: int, in_channels: int) -> nn.Module:
     """images (B, C, H, W) -> logits (B, num_classes)."""
-    from timm.models.resnet import resnet50 as timm_resnet50
-
     return timm_resnet50(pretrained=False, num_classes=num_classes, in_chans=in_channels)

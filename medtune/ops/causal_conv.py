@@ -33,8 +33,8 @@ def causal_conv1d(
     if kernel is not None:
         return kernel(x, weight, bias, activation=activation)
     padded = F.pad(x.transpose(1, 2), (0, 0, weight.shape[1] - 1, 0)).transpose(1, 2)
-    # As images of one row, channels last in memory: on one core 1.4 ms for 32 sequences of 5 with 384 channels there and
-    # back, 7.4 ms by conv1d; 9.5 and 31 ms for 8 sequences of 197.
+    # As images of one row, channels last in memory: 32 sequences of 5 there and back in 0.9 ms on a core, by conv1d 2.5 ms
+    # (python benchmarks/convs.py).
     y = F.conv2d(padded.unsqueeze(2), weight[:, None, None], bias, groups=len(weight)).squeeze(2)
     return F.silu(y) if activation else y
 

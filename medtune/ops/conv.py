@@ -1,8 +1,9 @@
 """Convolutions of tiny maps.
 
-With 32 px images MedMamba's last stages work on maps of 2x2 and 1x1, where PyTorch's CPU kernels are slow. 32 images
-forward and backward on one core, here and by nn.Conv2d: 3.3 and 23 ms (384 channels, 1x1), 5.1 and 8.3 ms (192, 2x2),
-0.3 and 8.9 ms (768 depth-wise, 1x1), 3.9 and 5.2 ms (384 depth-wise, 2x2).
+With 32 px images the last stages of the models work on maps of 2x2 and 1x1, where PyTorch's CPU kernels can be slow. 32
+images forward and backward on one core, here and by nn.Conv2d (python benchmarks/convs.py): 3x3 1.3 and 12.5 ms (384
+channels, 1x1), 3.7 and 3.8 ms (192, 2x2), 9.3 and 33 ms (384 to 768, 2x2, stride 2), 0.2 and 1.0 ms (768 depth-wise, 1x1);
+1x1 6.9 and 15 ms (768 to 2304 channels, 1x1), 4.1 and 4.6 ms (384 to 1152, 2x2).
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ class Conv3x3(nn.Conv2d):
 class Conv1x1(nn.Conv2d):
     """(B, C, H, W) -> (B, K, H, W) without bias, a matrix product for each position.
 
-    On the CPU it is one for maps of at most `SMALL` positions: there and back 5.4 for 12 ms (768 to 2304 channels, 1x1, 32
-    images, one core), 3.8 for 4.6 ms (384 to 1152, 2x2).
+    On the CPU it is computed as one for maps of at most `SMALL` positions.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
