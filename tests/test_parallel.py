@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from medtune.training import Fit
 from tests.support.group_process import train
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("medmamba_t", "resnet50")
+MODELS = ("medmamba_t", "medvit_small", "resnet50", "vim_tiny", "vmamba_t")
 """One of each family: what differs within a family is how often a block stands there."""
 
 
@@ -61,15 +62,16 @@ def test_two_processes_train_as_one_with_the_same_batches(together: Path, model:
     figures = [json.loads((together / f"{model}-{rank}.json").read_text()) for rank in range(2)]
     assert figures[0] == figures[1]
     for ours, theirs in zip(wanted.history, figures[0], strict=True):
-        assert theirs == pytest.approx(ours.metrics, abs=1e-4)
+        assert theirs == pytest.approx(ours.metrics, abs=1e-4, rel=1e-4)
     first, second = (result.metrics["val/loss"] for result in wanted.history)
-    assert abs(first - second) > 1e-4  # the weights moved: there was something to get wrong
+    assert abs(first - second) > 1e-6  # the weights moved: there was something to get wrong
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_begun_by_two_processes_and_finished_by_one(together: Path, model: str) -> None:
-    store = CheckpointStore(together / model / "resumed", earlier=[together / model / "first-0"])
-    resumed = train(model, 1, store=store)
+    begun = shutil.copytree(together / model / "rank-0", together / model / "begun")
+    (begun / "last-0002.safetensors").unlink()
+    resumed = train(model, 1, store=CheckpointStore(together / model / "resumed", earlier=[begun]))
     assert resumed.start_epoch == 2 and resumed.epoch == 2
     assert_close(resumed.model.state_dict(), alone(model))
 
