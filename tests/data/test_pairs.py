@@ -460,6 +460,34 @@ def test_parallel_loads_decode_once(data: Path, xrays: Path, monkeypatch: pytest
     assert loaded == [7] * 8 and calls == [7]
 
 
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_parallel_loads_read_a_file_once(name: str, place: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, calls, loaded = place(name), [], []
+    real = medmnist_npz.decode
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(medmnist_npz, "decode", counted)
+    load = lambda: loaded.append(load_pair(name, **places).fingerprint["train"])  # noqa: E731
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 6 and len(set(loaded)) == 1 and calls == [1]
+
+
+def test_what_a_killed_process_left_half_decoded_goes(data: Path, xrays: Path) -> None:
+    load_pair(CPN, data_dir=data, external_dir=xrays)
+    (entry,) = (data / "decoded").glob("images-256-1-*/")
+    left = entry.with_name(f"{entry.name.rpartition('-')[0]}.part-killed")
+    entry.rename(left)
+    load_pair(CPN, data_dir=data, external_dir=xrays)
+    assert entry.exists() and not left.exists()
+
+
 def test_a_warm_load_is_quick(data: Path, write_xrays: Write, tmp_path: Path) -> None:
     folder = write_xrays(tmp_path / "many", normal=300, pneumonia=300)
     load_pair(CPN, data_dir=data, external_dir=folder)
