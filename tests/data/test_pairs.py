@@ -304,6 +304,32 @@ def test_breastmnist_falls_back_without_a_word_of_busi(place: Places) -> None:
     assert not any("NOT AN EXTERNAL TEST" in warning for warning in pair.warnings)
 
 
+@pytest.mark.parametrize(
+    ("pair", "runs_on", "fallback", "says"),
+    [
+        (BUSI, BUSI, True, "EXTERNAL SET OF BREASTMNIST-BUSI IS NOT HERE: the external test is on the training set's own"),
+        ("medmnist:breastmnist", "medmnist:breastmnist", False, ""),
+        ("medmnist:bloodmnist", "synthetic", False, "GENERATED"),
+    ],
+)
+def test_make_sweep_runs_on_what_is_there(
+    pair: str, runs_on: str, fallback: bool, says: str, place: Places, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """BreastMNIST alone is there, and no server."""
+    from medtune import sweep
+
+    def refuse(**_: object) -> None:
+        raise DataError("no network")
+
+    monkeypatch.setattr(cli, "get", refuse)
+    data = place("medmnist:breastmnist")["data_dir"]
+    args = ["--preset", "laptop", "--fallback", "--pair", pair, "--data-dir", str(data)]
+    config, falls_back = sweep.with_what_is_there(sweep.parse(args, "")[0], "medmamba")
+    assert (config.trial.pair, falls_back) == (runs_on, fallback)
+    assert says in capsys.readouterr().out
+
+
 def test_a_fallback_does_not_hide_broken_data(data: Path, xrays: Path) -> None:
     (xrays / "NORMAL" / "NORMAL_1.png").write_bytes(b"broken")
     with pytest.raises(DataError, match="cannot be read"):
