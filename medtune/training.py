@@ -4,8 +4,8 @@ All randomness of an epoch comes from (seed, epoch): order, augmentation and sto
 interrupted trial continues exactly (bit for bit on CPU) from weights and optimizer state, and nothing depends on what
 ran in the process before.
 
-A last batch of a single image joins the batch before it (BatchNorm needs two); every image is seen once an epoch, unless
-the setting `imbalance` draws them otherwise.
+A last batch of a single image joins the batch before it (BatchNorm needs two). Every image is seen once an epoch, unless
+classes are drawn evenly (`medtune.data.sampling`).
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ def _read(entry: Path) -> Decoded | None:
 
 
 def _write(build: Build, folder: Path, entry: str, family: str) -> None:
+    for left in folder.glob(f"{family}.part-*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f"{family}.part-", dir=folder))
     try:
         names = []

@@ -304,6 +304,32 @@ def test_breastmnist_falls_back_without_a_word_of_busi(place: Places) -> None:
     assert not any("NOT AN EXTERNAL TEST" in warning for warning in pair.warnings)
 
 
+@pytest.mark.parametrize(
+    ("pair", "runs_on", "fallback", "says"),
+    [
+        (BUSI, BUSI, True, "EXTERNAL SET OF BREASTMNIST-BUSI IS NOT HERE: the external test is on the training set's own"),
+        ("medmnist:breastmnist", "medmnist:breastmnist", False, ""),
+        ("medmnist:bloodmnist", "synthetic", False, "GENERATED"),
+    ],
+)
+def test_make_sweep_runs_on_what_is_there(
+    pair: str, runs_on: str, fallback: bool, says: str, place: Places, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """BreastMNIST alone is there, and no server."""
+    from medtune import sweep
+
+    def refuse(**_: object) -> None:
+        raise DataError("no network")
+
+    monkeypatch.setattr(cli, "get", refuse)
+    data = place("medmnist:breastmnist")["data_dir"]
+    args = ["--preset", "laptop", "--fallback", "--pair", pair, "--data-dir", str(data)]
+    config, falls_back = sweep.with_what_is_there(sweep.parse(args, "")[0], "medmamba")
+    assert (config.trial.pair, falls_back) == (runs_on, fallback)
+    assert says in capsys.readouterr().out
+
+
 def test_a_fallback_does_not_hide_broken_data(data: Path, xrays: Path) -> None:
     (xrays / "NORMAL" / "NORMAL_1.png").write_bytes(b"broken")
     with pytest.raises(DataError, match="cannot be read"):
@@ -458,6 +484,34 @@ def test_parallel_loads_decode_once(data: Path, xrays: Path, monkeypatch: pytest
     for thread in threads:
         thread.join()
     assert loaded == [7] * 8 and calls == [7]
+
+
+@pytest.mark.parametrize("name", MEDMNIST_PAIRS)
+def test_parallel_loads_read_a_file_once(name: str, place: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, calls, loaded = place(name), [], []
+    real = medmnist_npz.decode
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(medmnist_npz, "decode", counted)
+    load = lambda: loaded.append(load_pair(name, **places).fingerprint["train"])  # noqa: E731
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 6 and len(set(loaded)) == 1 and calls == [1]
+
+
+def test_what_a_killed_process_left_half_decoded_goes(data: Path, xrays: Path) -> None:
+    load_pair(CPN, data_dir=data, external_dir=xrays)
+    (entry,) = (data / "decoded").glob("images-256-1-*/")
+    left = entry.with_name(f"{entry.name.rpartition('-')[0]}.part-killed")
+    entry.rename(left)
+    load_pair(CPN, data_dir=data, external_dir=xrays)
+    assert entry.exists() and not left.exists()
 
 
 def test_a_warm_load_is_quick(data: Path, write_xrays: Write, tmp_path: Path) -> None:
