@@ -28,7 +28,7 @@ from medtune.config import TrialConfig
 from medtune.errors import CheckpointError
 
 KEEP_LAST = 2
-NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit"})
+NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit", "activation_checkpointing"})
 """Settings that may change between attempts: training does not depend on them."""
 _KEY = "medtune"
 _DIGEST = "sha256"

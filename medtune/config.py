@@ -112,6 +112,9 @@ class TrialConfig:
         from medtune.models import available, has_patch_momentum
 
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.pretrained not in (None, "timm"):
+            # A trial's process has another working directory.
+            object.__setattr__(self, "pretrained", str(Path(self.pretrained).expanduser().absolute()))
         _require_number(self, ("image_size", "epochs", "batch_size", "resamples", "seed"), whole=True)
         _require_number(self, ("lr", "momentum", "weight_decay", "gamma", "augmentation", "checkpoint_seconds"))
         _require_choices(self, optimizer=Optimizer, selection=Selection, precision=Precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import filelock
 import platformdirs
 
 import medtune
+from medtune import models
 from medtune.config import StudyConfig
 from medtune.data import PairData, data_folder, external_folder, load_pair
 from medtune.errors import ConfigError, StudyError
@@ -34,7 +36,7 @@ from medtune.wandb_sync import Uploader
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
     "processes_per_trial", "machine_faults", "data_dir", "external_dir", "wandb", "wandb_project", "report_first"
 }
-_FREE_TRIAL = {"resamples", "checkpoint_seconds"}
+_FREE_TRIAL = {"resamples", "checkpoint_seconds", "activation_checkpointing"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,9 @@ def _check_definition(config: StudyConfig, definition: Definition) -> None:
     elif config.rungs():
         raise ConfigError(f"first_rung must be 1 in a planned study, which stops no trial early, got {config.first_rung}")
     _require_shares(config, definition)
+    for source in definition.space.values("pretrained", config.trial):
+        if source is not None:
+            models.check_pretrained(definition.space.values("model", config.trial), source)
 
 
 def _require_shares(config: StudyConfig, definition: Definition) -> None:
@@ -213,7 +218,7 @@ def describe(config: StudyConfig, definition: Definition, data: PairData) -> dic
     first = [json.loads(json.dumps(dict(item))) for item in definition.first]
     # The longest stands for a study whose trials differ in epochs.
     epochs = max(definition.space.values("epochs", config.trial))
-    about = {**data.fingerprint, "external_name": data.external_name}
+    about = {**data.fingerprint, "external_name": data.external_name, **_pretrained(config, definition)}
     return {"settings": settings, "space": definition.space.describe(), "first": first, "data": about} | {
         "script": definition.script,
         "preset": config.preset,
@@ -224,6 +229,16 @@ def describe(config: StudyConfig, definition: Definition, data: PairData) -> dic
         "epochs": epochs,
         "selection": config.trial.selection,
     }
+
+
+def _pretrained(config: StudyConfig, definition: Definition) -> dict[str, str]:
+    """Digests of the weights that trials start from: other weights under the same name are another study."""
+    found = {}
+    for source in definition.space.values("pretrained", config.trial):
+        if source is not None and Path(source).is_file():
+            with open(source, "rb") as file:
+                found[f"pretrained {Path(source).name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def read_study(folder: Path) -> dict[str, Any]:

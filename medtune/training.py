@@ -136,7 +136,8 @@ class Fit(Iterator[EpochResult]):
         self._data: DeviceData | None = resident or on_device(data, device)
         self._val_labels = np.asarray(data.val.labels)
         self._group = group
-        self._model: nn.Module | None = synchronised(_build(config, data).to(device), group, device)
+        built, self.notes = _build(config, data)
+        self._model: nn.Module | None = synchronised(built.to(device), group, device)
         self._optimizer: Any = optimizer_of(self._model, config, device)
         drops = list(config.milestone_epochs()) if config.schedule == "milestones" else []
         self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, drops, config.gamma)
@@ -325,7 +326,8 @@ class Fit(Iterator[EpochResult]):
         return True
 
 
-def _build(config: TrialConfig, data: PairData) -> nn.Module:
+def _build(config: TrialConfig, data: PairData) -> tuple[nn.Module, list[str]]:
+    """The model with the weights it starts from, and what there is to say about them."""
     from medtune import models
 
     # Drawn on the CPU, so that a seed gives the same weights on every device.
@@ -333,11 +335,12 @@ def _build(config: TrialConfig, data: PairData) -> nn.Module:
         model = models.build(
             config.model, num_classes=len(data.classes), in_channels=3, patch_momentum=config.patch_momentum
         )
+    notes = []
     if config.pretrained is not None:
-        models.load_pretrained(config.model, model, config.pretrained)
+        notes = models.load_pretrained(config.model, model, config.pretrained)
     if config.activation_checkpointing:
         models.checkpoint_activations(model)
-    return model
+    return model, notes
 
 
 def _require_trainable(config: TrialConfig, data: PairData, group: Group) -> None:

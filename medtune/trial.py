@@ -166,6 +166,8 @@ class Attempt:
         self.fit, self.data, self.device, store = begun.fit, begun.data, begun.device, begun.store
         self.remembered = begun.remembered
         self._note_micro_batch(begun.fit)
+        for note in begun.fit.notes:
+            self.record.event("pretrained", message=note)
         for problem in store.problems:
             self.record.event("checkpoint", message=problem)
         if spec.wandb != "off":

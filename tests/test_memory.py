@@ -24,6 +24,7 @@ from tests.support.group_process import train
 from tests.test_trial import small_data, spec  # noqa: F401 a fixture
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., TrialConfig]
 
 

@@ -20,6 +20,7 @@ from medtune.training import Fit
 from tests.support.group_process import train
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("medmamba_t", "medvit_small", "resnet50", "vim_tiny", "vmamba_t")
 """One of each family: what differs within a family is how often a block stands there."""
 
