@@ -68,7 +68,7 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], list[str]]:
         with torch.random.fork_rng(devices=[]):  # the weights it starts from before it loads are nobody's
             model = resnet50(pretrained=True)
     except Exception as error:  # hubs, proxies and caches raise nearly anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = (next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
         raise CheckpointError(
             f"timm could not get its weights for {name}: {reason}. Without the network: download model.safetensors "
             "of timm/resnet50.a1_in1k from the Hugging Face hub elsewhere, and name the file with --pretrained"
