@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,13 @@ MODELS = ("medmamba_t", "medvit_small", "resnet50", "vim_tiny", "vmamba_t")
 """One of each family: what differs within a family is how often a block stands there."""
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_group(folder: Path, device: str, models: Sequence[str], epochs: int = 2) -> Path:
     """What two processes leave behind."""
-    folder = tmp_path_factory.mktemp("group")
     address = (folder / "meeting").as_uri()
+    after_rank = ["2", address, str(folder), device, str(epochs), *models]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.group_process", str(rank), "2", address, str(folder), *MODELS],
+            [sys.executable, "-m", "tests.support.group_process", str(rank), *after_rank],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -43,6 +42,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = [process.communicate(timeout=250)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes on the CPU."""
+    return run_group(tmp_path_factory.mktemp("group"), "cpu", MODELS)
 
 
 @functools.cache
@@ -75,6 +80,24 @@ def test_begun_by_two_processes_and_finished_by_one(together: Path, model: str) 
     resumed = train(model, 1, store=CheckpointStore(together / model / "resumed", earlier=[begun]))
     assert resumed.start_epoch == 2 and resumed.epoch == 2
     assert_close(resumed.model.state_dict(), alone(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_batchnorm_counts_both_processes_images_on_gpus(tmp_path: Path) -> None:
+    """Two processes on one GPU, BatchNorm as it is in training: the running variances are those of one process.
+
+    Without synchronisation they are 11 to 84 % off after this epoch, with it less than 0.01 %.
+    """
+    models = ("medmamba_t", "medvit_small", "resnet50")
+    run_group(tmp_path, "cuda", models, epochs=1)
+    for model in models:
+        found = torch.load(tmp_path / f"{model}.pt", weights_only=True, map_location="cpu")
+        wanted = train(model, 1, device="cuda").model.state_dict()
+        variances = {name: value.cpu() for name, value in wanted.items() if name.endswith("running_var")}
+        assert variances
+        for name, value in variances.items():
+            assert (found[name] - value).norm() < 1e-3 * value.norm(), f"{model} {name}"
 
 
 def test_only_the_first_process_writes(together: Path) -> None:

@@ -1,19 +1,21 @@
 """One process of a group that trains models together, for tests/test_parallel.py.
 
-Arguments: rank, world, meeting point, folder, models.
+Arguments: rank, world, meeting point, folder, cpu or cuda, epochs, models.
 
-BatchNorm is frozen, as it cannot be synchronised on a CPU, and stochastic depth is off, as it differs between processes.
+Stochastic depth is off, as it differs between processes. BatchNorm is frozen on the CPU, where it cannot be synchronised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import medtune.models
@@ -24,16 +26,14 @@ from medtune.parallel import SOLO, Group, joined
 from medtune.training import Fit, fit
 from tests.conftest import split
 
-CPU = torch.device("cpu")
 
-
-def calm(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """`medtune.models.build`, but of models that treat each image alone and the same every time."""
+def calm(build: Callable[..., nn.Module], frozen: bool) -> Callable[..., nn.Module]:
+    """`medtune.models.build`, but of models that treat an image the same every time, and alone if `frozen`."""
 
     def built(*args: Any, **kwargs: Any) -> nn.Module:
         model = build(*args, **kwargs)
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, assignment]
                 module.training = False
             if hasattr(module, "drop_prob"):
@@ -69,12 +69,16 @@ def config(model: str, **changes: Any) -> TrialConfig:
     return TrialConfig(model=model, **{**settings, **changes})
 
 
-def train(model: str, epochs: int, group: Group = SOLO, store: CheckpointStore | None = None, **changes: Any) -> Fit:
+def train(
+    model: str, epochs: int, group: Group = SOLO, store: CheckpointStore | None = None, device: str = "cpu", **changes: Any
+) -> Fit:
     """A calm model, trained on for so many epochs."""
+    torch.backends.cudnn.allow_tf32 = False
     build = medtune.models.build
-    medtune.models.build = calm(build)  # type: ignore[assignment]
+    medtune.models.build = calm(build, frozen=device == "cpu")  # type: ignore[assignment]
+    place = torch.device(device)
     try:
-        fitting = fit(config(model, **changes), data(), device=CPU, group=group, checkpoints=store, save_at=(1, 2))
+        fitting = fit(config(model, **changes), data(), device=place, group=group, checkpoints=store, save_at=(1, 2))
         for _ in range(epochs):
             next(fitting)
     finally:
@@ -82,14 +86,26 @@ def train(model: str, epochs: int, group: Group = SOLO, store: CheckpointStore |
     return fitting
 
 
+@contextlib.contextmanager
+def _meeting(group: Group, address: str, device: str) -> Iterator[None]:
+    if device == "cpu":
+        with joined(group, address, torch.device("cpu"), local=True):
+            yield
+        return
+    # NCCL wants a GPU for each process; over gloo two can share one.
+    dist.init_process_group("gloo", init_method=address, rank=group.rank, world_size=group.world)
+    yield
+    dist.destroy_process_group()
+
+
 def main() -> None:
-    rank, world, address, folder, *models = sys.argv[1:]
+    rank, world, address, folder, device, epochs, *models = sys.argv[1:]
     torch.set_num_threads(1)
     group = Group(int(rank), int(world))
-    with joined(group, address, CPU, local=True):
+    with _meeting(group, address, device):
         for model in models:
             store = CheckpointStore(Path(folder) / model / f"rank-{rank}")
-            fitting = train(model, 2, group, store)
+            fitting = train(model, int(epochs), group, store, device)
             figures = [result.metrics for result in fitting.history]
             (Path(folder) / f"{model}-{rank}.json").write_text(json.dumps(figures))
             if group.leads:

@@ -95,4 +95,5 @@ def result(level: float, epoch: int, more: Mapping[str, float | None]) -> EpochR
         best_epoch=1,
         best_value=figure(level, 1, "val/loss"),
         improved=epoch == 1,
+        micro_batch=32,
     )
