@@ -24,6 +24,8 @@ from decimal import Decimal
 from importlib.resources import files
 from typing import Literal
 
+from medtune.recipes import report_models
+
 METRICS = ("oa", "sensitivity", "specificity", "f1", "auc", "loss", "authors_oa", "authors_auc")
 MODELS = {
     "medmamba_t": "MedMamba-t",
@@ -39,7 +41,6 @@ MODELS = {
 IMAGE_SIZE = 224
 NATIVE_SIZE = 28
 TRAIN_IMAGES = 4708
-SELECTION = "val/oa"
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ class Recipe:
     batch_size: tuple[int, ...]
 
 
-RECIPES = {
-    **{name: Recipe((150,), (64,)) for name in ("medmamba_t", "medmamba_s", "medmamba_b")},
-    **{name: Recipe((100,), (128,)) for name in ("medvit_small", "medvit_base", "medvit_large")},
-    "resnet50": Recipe((100, 150), (128, 64)),  # the report's, then its scripts'
-}
+def _recipes() -> dict[str, Recipe]:
+    """The report's, then its scripts' where they differ."""
+    runs = [one for as_run in (False, True) for one in report_models(as_run=as_run)]
+    found: dict[str, Recipe] = {}
+    for model in MODELS:
+        own = [one for one in runs if one["model"] == model]
+        epochs, batch_size = (tuple(dict.fromkeys(one[name] for one in own)) for name in ("epochs", "batch_size"))
+        found[model] = Recipe(epochs, batch_size)
+    return found
 
 
+RECIPES = _recipes()
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 
 

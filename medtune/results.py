@@ -135,6 +135,7 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "seconds": round(seconds_of(row), 1),
         "external_set": study.record["data"]["external_name"],
         "synthetic": study.record["synthetic"],
+        "micro_batch": row.latest.get("micro_batch"),
         "attempts": row.attempt,
         "faults": row.faults,
     }
@@ -243,7 +244,8 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"{head}: trial {trial['number']} of study {answer['study']}")
         config = trial["config"]
         print(f"  {brief({'model': config['model'], **trial['params']})}")
-        print(f"  {config['image_size']} px, batch {config['batch_size']}, {config['epochs']} epochs, seed {config['seed']}")
+        batch = f"batch {config['batch_size']}{_at_once(trial)}"
+        print(f"  {config['image_size']} px, {batch}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
         print(f"  val at its best epoch, {trial['best'].get('epoch')}: {'  '.join(_figures(trial['best'], 'val'))}")
         print_figures(trial["external"] | {"external/name": answer["external_set"]})
@@ -253,6 +255,12 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
         print(SYNTHETIC)
+
+
+def _at_once(trial: Mapping[str, Any]) -> str:
+    """Said where it matters: BatchNorm's statistics are those of the images that are computed at once."""
+    micro = trial["micro_batch"]
+    return f" ({micro} images at once)" if micro and micro < trial["config"]["batch_size"] else ""
 
 
 GROUPS = {

@@ -33,6 +33,12 @@ from medtune.errors import ConfigError
         ("selection", "val/acu", "Did you mean 'val/auc'"),
         ("precision", "fp16", "unknown precision 'fp16'"),
         ("seed", -1, "seed must be at least 0"),
+        ("schedule", "cosine", "unknown schedule 'cosine'"),
+        ("imbalance", "balance", "Did you mean 'balanced'"),
+        ("augmentation", 1.5, r"augmentation must be in \[0, 1\]"),
+        ("clip_norm", 0.0, "clip_norm must be none or above 0"),
+        ("micro_batch", 1, "micro_batch must be none or at least 2"),
+        ("patch_momentum", True, "patch_momentum is for MedViT alone, got model 'medmamba_s'"),
     ],
 )
 def test_a_bad_trial_setting_names_field_value_and_rule(field, value, rule):

@@ -1,5 +1,6 @@
 """A study through Ray, with played trials: what is kept, refused, continued, stopped."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -8,15 +9,17 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import kill_resume
 from benchmarks.played import PlayedTrial, SpentTrial, definition
-from medtune import cli
-from medtune.errors import ConfigError, StudyError
+from medtune import cli, models
+from medtune.data.pairs.synthetic import generate
+from medtune.errors import CheckpointError, ConfigError, StudyError
 from medtune.results import best, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
 from medtune.search.plan import plan
-from medtune.search.space import Real, SearchSpace
-from medtune.study import Definition, run_study, study_name
+from medtune.search.space import Choice, Real, SearchSpace
+from medtune.study import Definition, describe, run_study, study_name
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +202,24 @@ def test_a_space_with_an_impossible_value_is_refused_before_anything_starts(tmp_
     with pytest.raises(ConfigError, match=r"lr must be in \(0, 1\], got 5.0"):
         run_study(kill_resume.config(tmp_path, 3), bad, PlayedTrial)
     assert not (tmp_path / "kill").exists()
+
+
+def test_weights_to_start_from_are_checked_before_anything_starts_and_are_part_of_the_study(tmp_path):
+    config = kill_resume.config(tmp_path, 3)
+
+    def start(**settings):
+        return replace(config, trial=config.trial.replace(model="resnet50", **settings))
+
+    with pytest.raises(CheckpointError, match=r"nosuch\.pth does not exist"):
+        run_study(start(pretrained="nosuch.pth"), definition("kill"), PlayedTrial)
+    torch.save(models.build("resnet50").state_dict(), tmp_path / "start.pth")
+    both = Definition(script="kill", space=SearchSpace(model=Choice(options=("resnet50", "medmamba_t"))))
+    with pytest.raises(CheckpointError, match=r"start\.pth as medmamba_t: the checkpoint does not fit"):
+        run_study(start(pretrained=str(tmp_path / "start.pth")), both, PlayedTrial)
+    assert not (tmp_path / "kill").exists()
+    given = describe(start(pretrained=str(tmp_path / "start.pth")), definition("kill"), generate())["data"]
+    digest = hashlib.sha256((tmp_path / "start.pth").read_bytes()).hexdigest()
+    assert given["pretrained start.pth"] == digest
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path):

@@ -24,7 +24,7 @@ from medtune.checkpoint import CheckpointStore, best_file
 from medtune.config import TrialConfig
 from medtune.data import PairData, transforms
 from medtune.epoch import batch_bounds
-from medtune.errors import CheckpointError, DataError, MedtuneError, TrainingDiverged
+from medtune.errors import CheckpointError, ConfigError, DataError, MedtuneError, TrainingDiverged
 from medtune.evaluate import predict
 from medtune.training import EpochResult, Fit, fit, on_device
 from tests.conftest import TinyNet, split
@@ -566,3 +566,57 @@ def test_models_without_decay_exceptions_train(
 
     monkeypatch.setattr(medtune.models, "build", build)
     assert len(run(tiny_config(), tiny_data).history) == 4
+
+
+def test_a_constant_schedule_never_drops_the_rate(tiny_config: Make, tiny_data: PairData) -> None:
+    """As when the report's scripts ran; gamma then changes nothing."""
+    stepped, constant = run(tiny_config(), tiny_data), run(tiny_config(schedule="constant"), tiny_data)
+    assert {result.lr for result in constant.history} == {1e-3} and len({result.lr for result in stepped.history}) > 1
+    assert_same(constant, run(tiny_config(schedule="constant", gamma=0.5), tiny_data))
+
+
+def test_gradients_are_clipped(tiny_config: Make, tiny_data: PairData) -> None:
+    """Plain gradient descent moves the weights by lr times the gradient's norm."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "lr": 0.5, "epochs": 1, "batch_size": 64}
+    moved = {}
+    for clip in (None, 0.01):
+        fitting = fit(tiny_config(clip_norm=clip, **settings), tiny_data, device=CPU)
+        before = [p.detach().clone() for p in fitting.model.parameters()]
+        next(fitting)
+        moves = [(p - q).square().sum() for p, q in zip(fitting.model.parameters(), before, strict=True)]
+        moved[clip] = torch.stack(moves).sum().sqrt().item()
+    assert moved[0.01] == pytest.approx(0.5 * 0.01, rel=1e-3) and moved[None] > 0.01
+
+
+REAL: dict[str, Any] = {"pair": "synthetic", "image_size": 28, "epochs": 1, "batch_size": 4, "lr": 1e-4}
+
+
+@pytest.fixture
+def few(tiny_data: PairData) -> PairData:
+    return dataclasses.replace(tiny_data, train=split(8), val=split(4, seed=1))
+
+
+def test_activation_checkpointing_changes_no_result(few: PairData) -> None:
+    config = TrialConfig(model="resnet50", **REAL)
+    assert_same(run(config, few), run(config.replace(activation_checkpointing=True), few))
+
+
+def test_patch_momentum_changes_what_is_trained_and_can_be_repeated(few: PairData) -> None:
+    config = TrialConfig(model="medvit_small", **REAL)
+    mixed = run(config.replace(patch_momentum=True), few)
+    assert figures(mixed) != figures(run(config, few))
+    assert_same(mixed, run(config.replace(patch_momentum=True), few))
+    with pytest.raises(ConfigError, match="patch_momentum is for MedViT alone, got model 'resnet50'"):
+        TrialConfig(model="resnet50", patch_momentum=True, **REAL)
+
+
+def test_a_pretrained_start_is_started_from(few: PairData, tmp_path: Path) -> None:
+    """For other classes: all but the classifier."""
+    torch.manual_seed(5)
+    theirs = medtune.models.build("resnet50", num_classes=9)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    config = TrialConfig(model="resnet50", pretrained=str(tmp_path / "theirs.pth"), **REAL)
+    fitting = fit(config, few, device=CPU)
+    assert torch.equal(fitting.model.state_dict()["conv1.weight"], theirs.state_dict()["conv1.weight"])
+    assert fitting.model.state_dict()["fc.weight"].shape[0] == 2
+    assert fitting.notes == ["classifier fc was for 9 classes: a new one for 2 takes its place"]

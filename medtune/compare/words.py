@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from medtune import reference
+from medtune import recipes, reference
 from medtune.compare.match import SECTIONS, Trial, matches
 from medtune.config import TrialConfig
 from medtune.results import Study
@@ -62,7 +62,7 @@ def quiet(study: Study, trials: Sequence[Trial]) -> list[str]:
         "the report's figure. The report's is one run a row.",
         "AUC: ours is the area under the ROC curve by probability; the report's scripts ranked by the raw logit of class 1.",
     ]
-    if study.selection != reference.SELECTION:
+    if study.selection != recipes.SELECTION:
         lines.append(f"Best weights: ours by {study.selection}, the report's by val accuracy.")
     limits = {trial.config.external_limit for trial in trials if trial.config.external_limit}
     if limits:
