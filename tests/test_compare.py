@@ -248,7 +248,9 @@ def test_less_loss_and_more_of_all_else_is_better(made):
 
 def test_an_external_set_tested_in_part_is_said(tmp_path):
     made = MadeStudy(tmp_path / "made", external_limit=400)
-    made.trial(0.3)
+    made.trial(0.3, external={"external/n": 395})
+    assert not any("stratified" in line for line in compare.compare(made.read()).quiet)  # all that there were
+    made.trial(0.3, external={"external/n": 400})
     assert "External test: ours on a fixed stratified choice of 400 images." in compare.compare(made.read()).quiet
 
 

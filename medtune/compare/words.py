@@ -64,7 +64,9 @@ def quiet(study: Study, trials: Sequence[Trial]) -> list[str]:
     ]
     if study.selection != recipes.SELECTION:
         lines.append(f"Best weights: ours by {study.selection}, the report's by val accuracy.")
-    limits = {trial.config.external_limit for trial in trials if trial.config.external_limit}
+    # A set with fewer images than the limit was tested in full.
+    tested = ((trial.config.external_limit, trial.figures.get("external/n")) for trial in trials)
+    limits = {limit for limit, count in tested if limit and limit == count}
     if limits:
         lines.append(f"External test: ours on a fixed stratified choice of {_either(limits)} images.")
     uneven = _uneven(trials)
