@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from medtune.errors import CheckpointError, ConfigError
-from medtune.models import available, build, load_published
-from tests.support.models import SMALL
+from medtune.models import available, build, load_published, module_of, modules
+from tests.support.models import FULL, SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ PARAMETERS = {
 """With 1000 and with 2 classes; beside them what is published, where that is all there is."""
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=FULL)
 def model(request) -> nn.Module:
     """Weights as they start, but running statistics that differ from 0 and 1. In eval mode; tests leave it as it was."""
     torch.manual_seed(0)
@@ -51,9 +51,8 @@ def images(count: int, height: int, width: int, channels: int = 3) -> torch.Tens
     return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(height * width))
 
 
-def test_every_family_has_one_that_is_tested_in_full() -> None:
-    assert {name.split("_")[0] for name in SMALL} == {name.split("_")[0] for name in ALL}
-    assert set(SMALL) <= set(ALL)
+def test_every_file_has_one_that_is_tested_in_full() -> None:
+    assert {module_of(name) for name in SMALL} == set(modules()) and len(SMALL) == len(modules())
 
 
 @pytest.mark.parametrize("name, parameters", PARAMETERS.items())
@@ -84,7 +83,7 @@ def test_any_size(model, height, width) -> None:
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 def test_gradient_reaches_every_parameter(name) -> None:
     torch.manual_seed(0)
     model = build(name).train()
@@ -96,7 +95,7 @@ def test_gradient_reaches_every_parameter(name) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("height, width", [(28, 28), (29, 66)])
 def test_two_small_images_train(name, height, width) -> None:
     """Where a map has one position nothing decays; the optimizer still finds a gradient, of zeros."""
@@ -115,7 +114,7 @@ def test_bf16_autocast(model) -> None:
     assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.01
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 def test_seed_decides_the_weights(name) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
@@ -126,7 +125,7 @@ def test_seed_decides_the_weights(name) -> None:
     assert any(not torch.equal(v, other[k]) for k, v in first.items())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 def test_same_seed_same_bits(name) -> None:
     """Forward and backward, stochastic depth included, with two threads."""
     torch.set_num_threads(2)
@@ -195,7 +194,7 @@ def test_one_wrong_key_is_enough(model, change, said) -> None:
         load_published(model, state)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 def test_classifier_of_another_width_is_named(name) -> None:
     with pytest.raises(CheckpointError, match=r"for 9 classes, the model for 2: build\(num_classes=9\)"):
         load_published(build(name), build(name, num_classes=9).state_dict())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtune.models import build, checkpoint_activations, modules
-from tests.support.models import SMALL
+from tests.support.models import FULL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,7 @@ def trained(name: str, recompute: bool, bf16: bool = False, copied: bool = False
     return model, {"logits": logits, **found, **dict(model.named_buffers()), "random": torch.rand(1)}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_equals_training_without(name, bf16) -> None:
     plain, expected = trained(name, False, bf16)
@@ -48,13 +48,13 @@ def test_equals_training_without(name, bf16) -> None:
         assert torch.equal(model(x), plain(x))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FULL)
 def test_blocks_compute_again_in_training_alone(name) -> None:
     torch.manual_seed(0)
     model = build(name)
     kinds = tuple(k for m in modules() for k in importlib.import_module(m).BLOCKS)
     blocks = [module for module in model.modules() if isinstance(module, kinds)]
-    assert len(blocks) >= 10
+    assert blocks
     calls = [0]
     for block in blocks:  # its first layer runs once for every time the block is computed
         first = next(module for module in block.modules() if module is not block and not list(module.children()))
