@@ -235,7 +235,10 @@ class StudyConfig:
             value = getattr(self, name)
             _require(value is None or (isinstance(value, int) and value >= 1), name, "at least 1, whole", value)
         gpus = self.gpus_per_trial
-        _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus), "gpus_per_trial", "0 to 1, or a whole number", gpus)
+        if gpus is not None:
+            _require_number(self, ("gpus_per_trial",))
+        whole_or_part = gpus is None or 0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))
+        _require(whole_or_part, "gpus_per_trial", "0 to 1, or a whole number", gpus)
         rule = f"0 or one for each of {self.processes()} processes (processes_per_trial)"
         several = self.processes() > 1 or (gpus or 0) > 1
         _require(not several or gpus in (None, 0, self.processes()), "gpus_per_trial", rule, gpus)

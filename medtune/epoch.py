@@ -1,8 +1,9 @@
 """One pass over the training images: batches, the pieces that are computed at once, and the optimizer's steps.
 
 A batch is shared among the processes of the group, and each share is computed in pieces of at most `micro_batch` images
-whose gradients add up: the optimizer's step is that of the whole batch, whatever the group and the pieces. BatchNorm alone
-sees the difference: its statistics are those of a piece (of all processes' pieces, on GPUs).
+whose gradients add up: the optimizer's step is that of the whole batch, whatever the group and the pieces. BatchNorm sees
+the difference: its statistics are those of a piece (of all processes' pieces, on GPUs). And a last batch with fewer than two
+images for each process joins the one before, so that an epoch may have one step less in a group.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from medtune.config import TrialConfig
 from medtune.errors import TrainingDiverged
 from medtune.evaluate import autocast
-from medtune.parallel import Group, without_sync
+from medtune.parallel import SOLO, Group, without_sync
 from medtune.seeding import generator
 
 CHECK_EVERY = 50
@@ -43,13 +44,16 @@ def batch_bounds(count: int, size: int, least: int = 2) -> list[tuple[int, int]]
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
-def pieces(start: int, stop: int, most: int | None) -> list[tuple[int, int]]:
-    """[start, stop) in even pieces of at most `most` images; of three where two at most would leave one alone."""
-    count = stop - start
-    if most is None or count <= most:
-        return [(start, stop)]
-    parts = max(1, min(math.ceil(count / most), count // 2))
-    marks = [start + count * i // parts for i in range(parts + 1)]
+def pieces(start: int, stop: int, most: int | None, group: Group = SOLO) -> list[tuple[int, int]]:
+    """This process's share of the batch [start, stop) in even pieces of at most `most` images.
+
+    Of one more where that would leave an image alone, of two more where shares of three and of four images go together:
+    there are as many pieces in every process, as synchronised BatchNorm needs.
+    """
+    first, last = group.part(start, stop)
+    largest, smallest = -(-(stop - start) // group.world), (stop - start) // group.world
+    parts = 1 if most is None else max(1, min(math.ceil(largest / most), smallest // 2))
+    marks = [first + (last - first) * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(marks))
 
 
@@ -87,7 +91,7 @@ def train_epoch(
         # Drawn for the whole batch, whoever computes it: pieces and processes change nothing.
         changes = draw(stop - start, height, width, draws, config.augmentation).to(device)
         optimizer.zero_grad(set_to_none=True)
-        parts = pieces(*group.part(start, stop), micro_batch)
+        parts = pieces(start, stop, micro_batch, group)
         for first, last in parts:
             images = augment(train.images[order[first:last]], config.image_size, changes.part(first - start, last - start))
             sending = contextlib.nullcontext() if last == parts[-1][1] else without_sync(net)

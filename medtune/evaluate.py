@@ -78,7 +78,7 @@ def logits_of(
 
     A batch that does not fit into the device's memory is taken in halves, and so are those after it.
     """
-    from medtune.data.transforms import match_resolution, prepare
+    from medtune.data.transforms import match_resolution
 
     logits: list[Tensor] = []
     most: int | None = None
@@ -90,7 +90,7 @@ def logits_of(
             done = 0
             while done < len(images):
                 part = images[done : done + (most or len(images))]
-                output = _unless_full(model, prepare(part, size))
+                output = _unless_full(model, part, size)
                 if output is None:
                     most = len(part) // 2
                     gc.collect()
@@ -101,10 +101,12 @@ def logits_of(
     return torch.cat(logits)
 
 
-def _unless_full(model: nn.Module, images: Tensor) -> Tensor | None:
-    """The model's output; None when it takes more memory than there is and fewer images may do."""
+def _unless_full(model: nn.Module, images: Tensor, size: int) -> Tensor | None:
+    """The model's output for uint8 images; None when it takes more memory than there is and fewer images may do."""
+    from medtune.data.transforms import prepare
+
     try:
-        output: Tensor = model(images)
+        output: Tensor = model(prepare(images, size))
         return output
     except Exception as error:
         if len(images) == 1 or not is_out_of_memory(error):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from medtune.config import TrialConfig
+from medtune.data import PairData
 from medtune.errors import MedtuneError
 from medtune.record import read_json, write_json
 
@@ -52,22 +53,40 @@ def fewer(config: TrialConfig, device: torch.device, tried: int) -> OutOfMemory:
     what = f"{config.model} at {config.image_size} px (batch {config.batch_size})"
     if tried <= LEAST:
         return OutOfMemory(
-            f"{what} does not fit into the memory of {device_kind(device)}, not even {tried} images at once, the fewest "
-            "that BatchNorm can work with. Smaller: --activation-checkpointing, a lower --image-size, a smaller model",
+            f"{what} does not fit into the memory of {device_kind(device)}, not even {LEAST} images at once (3 where one is "
+            "left over), the fewest that BatchNorm can work with. Smaller: --activation-checkpointing, a lower "
+            "--image-size, a smaller model",
             None,
         )
-    return OutOfMemory(f"{what}: {tried} images at once do not fit into the memory of {device_kind(device)}", tried // 2)
+    fits = max(LEAST, tried // 2)
+    return OutOfMemory(f"{what}: {tried} images at once do not fit into the memory of {device_kind(device)}", fits)
+
+
+def no_room(config: TrialConfig, data: PairData, device: torch.device) -> OutOfMemory:
+    """The error for a model and its images that do not even fit before training."""
+    size = (data.train.images.nbytes + data.val.images.nbytes) / 2**30
+    what = f"{config.model} and the images of {data.name} ({size:.1f} GiB)"
+    return OutOfMemory(
+        f"{what} do not fit into the memory of {device_kind(device)}. "
+        "Smaller: --train-limit, --native-size, a smaller model; or another process holds the memory",
+        None,
+    )
 
 
 class Remembered:
     """How many images fit at once, by what decides it, in one file each in `folder`."""
 
-    def __init__(self, folder: Path, config: TrialConfig, device: torch.device, share: float = 1.0) -> None:
-        """`share`: the part of a GPU that a trial has."""
+    def __init__(
+        self, folder: Path, config: TrialConfig, device: torch.device, share: float = 1.0, processes: int = 1
+    ) -> None:
+        """`share`: the part of a GPU that each of the trial's processes has."""
         self.key: dict[str, Any] = {
             "device": device_kind(device),
             "share": share,
+            "processes": processes,
             "model": config.model,
+            "pair": config.pair,  # whose images lie on the device
+            "native_size": config.native_size,
             "image_size": config.image_size,
             "precision": config.precision,
             "optimizer": config.optimizer,
@@ -78,7 +97,10 @@ class Remembered:
 
     def read(self) -> int | None:
         """Images at once that were left to try when more did not fit; None when nothing is known."""
-        found = read_json(self.path) or {}
+        try:
+            found = read_json(self.path) or {}
+        except OSError:
+            return None
         value = found.get("micro_batch")
         return value if isinstance(value, int) and value >= LEAST else None
 

@@ -46,13 +46,18 @@ class Group:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def agree(self, value: int) -> bool:
-        """Whether all processes have the same number."""
-        if self.world == 1:
-            return True
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return len(set(found)) == 1
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in order."""
+        found: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)
+        return found
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: BatchNorm's statistics, where they were not synchronised."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """What to call in training so that gradients are the group's; on GPUs BatchNorm then counts the whole batch.

@@ -14,23 +14,23 @@ import shutil
 import socket
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medtune.config import TrialConfig
 from medtune.errors import MachineFault
-from medtune.memory import OutOfMemory, Remembered
+from medtune.evaluate import default_device
+from medtune.memory import OutOfMemory
 from medtune.parallel import Group, joined
 from medtune.record import LocalRecord
 from medtune.search.conductor import Report, attempt_folder
-from medtune.training import Fit
-from medtune.trial import Attempt, AttemptSpec, begin_fit, memory_returned, note_out_of_memory, to_config
+from medtune.trial import Attempt, AttemptSpec, Begun, begin_fit, memory_returned, note_out_of_memory, remember, to_config
 
 SAME_END = 5.0
 """Seconds in which processes that fail for the same reason all say so."""
@@ -42,31 +42,31 @@ class Follower:
     def __init__(self, spec: AttemptSpec, group: Group) -> None:
         self.spec = spec
         self.group = group
-        self.fit: Fit | None = None
-        self.remembered: Remembered
+        self.begun: Begun | None = None
 
     def next_report(self) -> Report:
         """Train one more epoch; only the status counts."""
         report = functools.partial(Report, number=self.spec.number, attempt=self.spec.attempt)
         try:
-            if self.fit is None:
-                begun = begin_fit(self.spec, TrialConfig.from_dict(self.spec.config), self.group)
-                self.fit, self.remembered = begun.fit, begun.remembered
-            next(self.fit, None)
+            if self.begun is None:
+                self.begun = begin_fit(self.spec, TrialConfig.from_dict(self.spec.config), self.group)
+            next(self.begun.fit, None)
+        except MachineFault:
+            raise
         except OutOfMemory as error:
-            if error.fits is None:
+            if error.fits is None or self.begun is None:
                 return report(status="fail", cause=f"OutOfMemory: {error}")
-            self.remembered.write(error.fits)
+            remember(self.begun, error.fits)
             return report(status="out_of_memory", micro_batch=error.fits, cause=str(error))
         except Exception as error:
             return report(status="fail", cause=f"{type(error).__name__}: {error}")
-        return report(status="running", epoch=self.fit.epoch)
+        return report(status="running", epoch=self.begun.fit.epoch)
 
     def close(self) -> None:
         """Let go of everything."""
-        if self.fit is not None:
-            self.fit.close()
-            self.fit = None
+        if self.begun is not None:
+            self.begun.fit.close()
+            self.begun = None
 
 
 class Member:
@@ -80,20 +80,15 @@ class Member:
         """The machine this process is on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def rendezvous(self, local: bool) -> str:
-        """Where the group meets: a file when all are on this machine, else a free port of it."""
-        if local:
-            folder = Path(tempfile.mkdtemp(prefix="medtune-group-"))
-            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            return (folder / "store").as_uri()
+    def port(self) -> str:
+        """A free port of this machine, for a group on several to meet at."""
         with socket.socket() as free:
             free.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def begin(self, spec: str, group: Group, address: str, local: bool) -> None:
         """Join the group for an attempt."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._stack.enter_context(joined(group, address, device, local=local))
+        self._stack.enter_context(joined(group, address, default_device(), local=local))
         about = AttemptSpec(**json.loads(spec))
         self._attempt = Attempt(about, group) if group.leads else Follower(about, group)
 
@@ -120,14 +115,21 @@ class Team:
         self.threads = threads
         self.member = member
         self.members: list[Any] = []
+        self.meeting: Path | None = None
+        """Folder of the file where a group on this machine alone meets."""
 
     def begin(self, spec: AttemptSpec) -> None:
         """Start what is not running and have all join for an attempt. Raises MachineFault when that fails."""
         if not self.members:
             self.members = [self._start(rank) for rank in range(self.processes)]
         try:
-            local = len(set(ray.get([member.node.remote() for member in self.members]))) == 1
-            address = ray.get(self.members[0].rendezvous.remote(local))
+            here = ray.get_runtime_context().get_node_id()
+            local = set(ray.get([member.node.remote() for member in self.members])) == {here}
+            if local:
+                self.meeting = Path(tempfile.mkdtemp(prefix="medtune-group-"))
+                address = (self.meeting / "store").as_uri()
+            else:
+                address = ray.get(self.members[0].port.remote())
             text = to_config(spec)["spec"]
             groups = [Group(rank, self.processes) for rank in range(self.processes)]
             ray.get([m.begin.remote(text, g, address, local) for m, g in zip(self.members, groups, strict=True)])
@@ -183,12 +185,19 @@ class Team:
                 ray.get([member.end.remote() for member in self.members], timeout=60)
             except RayError:
                 self.stop()
+        self._leave()
 
     def stop(self) -> None:
         """End all processes at once."""
         for member in self.members:
             ray.kill(member)
         self.members = []
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.meeting is not None:
+            shutil.rmtree(self.meeting, ignore_errors=True)
+            self.meeting = None
 
 
 class TeamAttempt:
@@ -198,6 +207,7 @@ class TeamAttempt:
         self.spec = spec
         self.team = team
         self.begun = False
+        self.started = time.perf_counter()
 
     def next_report(self) -> Report:
         """One more epoch by all."""
@@ -205,6 +215,8 @@ class TeamAttempt:
             self.team.begin(self.spec)
             self.begun = True
         report = self.team.next_report()
+        # Of the whole attempt: a process that failed alone knows neither.
+        report = replace(report, node=report.node or socket.gethostname(), seconds=time.perf_counter() - self.started)
         record = LocalRecord(attempt_folder(self.spec.trials, self.spec.number, self.spec.attempt))
         if report.status == "fail":
             record.final(report.to_dict())

@@ -144,8 +144,10 @@ class Fit(Iterator[EpochResult]):
         self._limit = least(config.micro_batch, micro_batch)
         if checkpoints is not None:
             self._resume(checkpoints)
-        if not group.agree(self.epoch):
+        found = group.gather((self.epoch, self._limit))
+        if len({epoch for epoch, _ in found}) > 1:
             raise MachineFault(f"the trial's processes found different checkpoints; this one found epoch {self.epoch}")
+        self._limit = least(*(limit for _, limit in found))
         self._net: Any = group.wrap(self._model)
         self.start_epoch = self.epoch + 1
         if self.start_epoch > config.epochs:
@@ -194,6 +196,8 @@ class Fit(Iterator[EpochResult]):
                 train = self._train_epoch(epoch)
                 trained = time.perf_counter()
                 val = self._validate(epoch)
+            found = {**train, **val}
+            improved = self._select(epoch, found)
         except BaseException as error:  # half an epoch is not to be gone on from, after Ctrl-C neither
             self._model = self._net = None
             full = is_out_of_memory(error)
@@ -202,8 +206,6 @@ class Fit(Iterator[EpochResult]):
         if full:  # raised out here: the error caught holds on to what fills the memory
             raise fewer(self.config, self.device, self.micro_batch)
         self._scheduler.step()
-        found = {**train, **val}
-        improved = self._select(epoch, found)
         assert self._data is not None
         result = EpochResult(
             epoch=epoch,
@@ -297,6 +299,7 @@ class Fit(Iterator[EpochResult]):
     def _validate(self, epoch: int) -> dict[str, Any]:
         assert self._data is not None
         images, device = self._data.val.images, self.device
+        self._group.share_buffers(self.model)  # what is judged is what is kept: the first process's weights
         first, last = self._group.part(0, len(images))
         whole = torch.zeros((len(images), self._classes), device=device)
         if last > first:

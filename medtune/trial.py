@@ -24,7 +24,7 @@ from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
 from medtune.errors import MachineFault
 from medtune.evaluate import default_device, external_test, own_test
-from medtune.memory import OutOfMemory, Remembered, least
+from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, no_room
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.tracking import LocalRecord, WandbRun, read_outcome
@@ -88,16 +88,22 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
         attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt, 0, -1)
     )
     store = CheckpointStore(here, earlier=earlier)
-    remembered = Remembered(Path(spec.folder).parent / "micro-batches", config, device, spec.gpu_share)
-    fitting = fit(
-        config,
-        data,
-        device=device,
-        checkpoints=store,
-        save_at=spec.rungs,
-        group=group,
-        micro_batch=least(spec.micro_batch, remembered.read()),
-    )
+    folder = Path(spec.folder).parent / "micro-batches"
+    remembered = Remembered(folder, config, device, spec.gpu_share, group.world)
+    try:
+        fitting = fit(
+            config,
+            data,
+            device=device,
+            checkpoints=store,
+            save_at=spec.rungs,
+            group=group,
+            micro_batch=least(spec.micro_batch, remembered.read()),
+        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise no_room(config, data, device) from None
+        raise
     return Begun(fitting, data, device, store, remembered)
 
 
@@ -117,6 +123,7 @@ class Attempt:
         self.wandb: WandbRun | None = None
         self.external: dict[str, Any] = {}
         self.external_epoch = 0
+        self.failure: Report | None = None
         self.ended = False
 
     def next_report(self) -> Report:
@@ -124,19 +131,28 @@ class Attempt:
         try:
             return self._advance()
         except OutOfMemory as error:
-            return self._fail(error) if error.fits is None else self._go_again(error, error.fits)
+            return self._out_of_memory(error)
+        except MachineFault:
+            raise
         except Exception as error:
+            if self.fit is not None and is_out_of_memory(error):  # in a test of the best weights, say
+                return self._out_of_memory(fewer(self.config, self.device, self.fit.micro_batch))
             return self._fail(error)
+
+    def _out_of_memory(self, error: OutOfMemory) -> Report:
+        return self._fail(error) if error.fits is None else self._go_again(error, error.fits)
 
     def _fail(self, error: Exception) -> Report:
         report = self._report("fail", cause=f"{type(error).__name__}: {error}")
-        if self.group.world == 1:  # a group's failure may be another process's: who conducts it knows
+        if self.group.world == 1:
             self._end(report)
+        else:  # the failure may be another process's: who conducts the group knows
+            self.failure = report
         return report
 
     def _go_again(self, error: OutOfMemory, fits: int) -> Report:
         """The trial goes on in another attempt, from its last checkpoint, with fewer images at once."""
-        self.remembered.write(fits)
+        remember(self.begun, fits)
         report = replace(self._report("out_of_memory", cause=str(error)), micro_batch=fits)
         if self.group.world == 1:
             note_out_of_memory(self.record, report)
@@ -162,9 +178,8 @@ class Attempt:
 
     def _start(self) -> None:
         spec = self.spec
-        begun = begin_fit(spec, self.config, self.group)
+        begun = self.begun = begin_fit(spec, self.config, self.group)
         self.fit, self.data, self.device, store = begun.fit, begun.data, begun.device, begun.store
-        self.remembered = begun.remembered
         self._note_micro_batch(begun.fit)
         for note in begun.fit.notes:
             self.record.event("pretrained", message=note)
@@ -184,11 +199,15 @@ class Attempt:
             )
 
     def _note_micro_batch(self, run: Fit) -> None:
-        if run.micro_batch * self.group.world >= self.config.batch_size:
+        # On GPUs BatchNorm counts the images of all processes.
+        counted = run.micro_batch * (self.group.world if self.device.type == "cuda" else 1)
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
+        whole = run.micro_batch * self.group.world >= self.config.batch_size
+        if whole and (counted >= self.config.batch_size or not normed):
             return
         message = f"a device computes {run.micro_batch} images at once; gradients add up to batch {self.config.batch_size}"
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules()):
-            message += f". BatchNorm's statistics are those of {run.micro_batch} images, not of the batch"
+        if normed and counted < self.config.batch_size:
+            message += f". BatchNorm's statistics are those of {counted} images, not of the batch"
         self.record.event("micro_batch", message=message, micro_batch=run.micro_batch)
 
     def _test_external(self, run: Fit) -> None:
@@ -238,7 +257,7 @@ class Attempt:
         if not self.ended:
             self.ended = True
             outcome = read_outcome(trial_folder(self.spec.trials, self.spec.number))
-            self._close(outcome or "INTERRUPTED", self._report("running"))
+            self._close(outcome or "INTERRUPTED", self.failure or self._report("running"))
 
     def _close(self, state: str, report: Report) -> None:
         if self.wandb:
@@ -248,6 +267,12 @@ class Attempt:
         if self.fit is not None:
             self.fit.close()
             self.fit = None
+
+
+def remember(begun: Begun, fits: int) -> None:
+    """For the trials to come: what ran out in the first epoch of an attempt was its own need, later a neighbour's."""
+    if begun.fit.epoch < begun.fit.start_epoch:
+        begun.remembered.write(fits)
 
 
 def note_out_of_memory(record: LocalRecord, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import medtune.models
 from medtune.config import TrialConfig
 from medtune.data import PairData
 from medtune.epoch import pieces
+from medtune.errors import MachineFault
 from medtune.evaluate import predict
 from medtune.memory import OutOfMemory, Remembered, is_out_of_memory
+from medtune.parallel import Group
 from medtune.search.conductor import attempt_folder
 from medtune.tracking import read_epochs, read_events, read_final
 from medtune.training import fit
@@ -90,6 +93,49 @@ def test_halved_until_it_fits_and_remembered(tiny_config: Make, device: type[Sma
     assert Remembered(tmp_path / "micro-batches", other, CPU).read() is None
 
 
+def test_halving_ends_at_two(tiny_config: Make, device: type[Small], tmp_path: Path) -> None:
+    """24, 12, 6, 3, and not 1, which BatchNorm could not work with."""
+    device.most = 2
+    config = tiny_config(train_limit=32, external_limit=16, resamples=20, batch_size=24)
+    reports, attempt = play(tiny_config, tmp_path / "study", 1, config)
+    assert [r.micro_batch for r in reports] == [12, 6, 3, 2, 2, 2, 2, 2] and attempt == 5
+    assert play(tiny_config, tmp_path / "study", 2, config)[1] == 1
+
+
+def test_memory_that_runs_out_in_a_test_starts_another_attempt(
+    tiny_config: Make, device: type[Small], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.most = 99
+
+    def full(*args: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = tiny_config(train_limit=32, external_limit=16, resamples=20)
+    attempt = Attempt(spec(config, tmp_path / "study"))
+    monkeypatch.setattr("medtune.trial.external_test", full)
+    assert attempt.next_report().status == "out_of_memory"
+    monkeypatch.setattr("medtune.trial.fit", full)
+    report = Attempt(spec(config, tmp_path / "study", 2)).next_report()
+    assert report.status == "fail" and "tiny and the images of synthetic (0.0 GiB) do not fit" in str(report.cause)
+
+
+def test_what_a_neighbour_took_is_not_remembered(tiny_config: Make, device: type[Small], tmp_path: Path) -> None:
+    device.most = 99
+    first = Attempt(spec(tiny_config(train_limit=32, external_limit=16), tmp_path / "study"))
+    first.next_report()
+    device.most = 8
+    assert first.next_report().status == "out_of_memory"
+    assert not list((tmp_path / "micro-batches").glob("*"))
+
+
+def test_a_machine_fault_is_not_the_trials_own_failure(
+    tiny_config: Make, device: type[Small], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Group, "gather", lambda self, value: [value, (9, None)])
+    with pytest.raises(MachineFault, match="found different checkpoints; this one found epoch 0"):
+        Attempt(spec(tiny_config(train_limit=32), tmp_path / "study")).next_report()
+
+
 def test_two_images_that_do_not_fit_fail_the_trial_with_the_sizes(
     tiny_config: Make, device: type[Small], tmp_path: Path
 ) -> None:
@@ -145,6 +191,16 @@ def test_pieces_are_even_and_never_of_one_image() -> None:
             assert found[0][0] == 3 and found[-1][1] == 3 + count
             sizes = [stop - start for start, stop in found]
             assert min(sizes) >= 2 and max(sizes) <= max(most, 3)
+
+
+def test_all_processes_compute_as_many_pieces() -> None:
+    """Synchronised BatchNorm waits for all of them at each."""
+    for world, count, most in itertools.product((2, 3, 4), range(8, 70), (2, 3, 5, 8, 16, None)):
+        shares = [pieces(0, count, most, Group(rank, world)) for rank in range(world)]
+        assert len({len(share) for share in shares}) == 1
+        assert [i for share in shares for start, stop in share for i in range(start, stop)] == list(range(count))
+        assert all(stop - start >= 2 for share in shares for start, stop in share)
+        assert all(stop - start <= (most or count) + 1 + (most == 2) for share in shares for start, stop in share)
 
 
 def test_other_errors_are_no_memory_errors() -> None:

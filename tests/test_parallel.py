@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import medtune.models
 from medtune.checkpoint import CheckpointStore
+from medtune.evaluate import predict
 from medtune.parallel import Group
 from medtune.training import Fit
-from tests.support.group_process import train
+from tests.support.group_process import data, train
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,6 +82,18 @@ def test_begun_by_two_processes_and_finished_by_one(together: Path, model: str) 
     resumed = train(model, 1, store=CheckpointStore(together / model / "resumed", earlier=[begun]))
     assert resumed.start_epoch == 2 and resumed.epoch == 2
     assert_close(resumed.model.state_dict(), alone(model))
+
+
+def test_what_is_judged_is_what_is_kept_where_batchnorm_is_not_synchronised(tmp_path: Path) -> None:
+    """On a CPU each process's BatchNorm counts its own images; val figures are still those of the weights that are saved."""
+    run_group(tmp_path, "cpu+norm", ("resnet50",), epochs=1)
+    figures = [json.loads((tmp_path / f"resnet50-{rank}.json").read_text())[0] for rank in range(2)]
+    assert figures[0] == figures[1]
+    model = medtune.models.build("resnet50").eval()
+    model.load_state_dict(torch.load(tmp_path / "resnet50.pt", weights_only=True))
+    val = data().val
+    loss = torch.nn.functional.cross_entropy(predict(model, val, 32, torch.device("cpu")), torch.from_numpy(val.labels))
+    assert figures[0]["val/loss"] == pytest.approx(loss.item(), abs=1e-5)
 
 
 @pytest.mark.gpu

@@ -55,8 +55,9 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm in norms:  # a counter of its own, as synchronised BatchNorm insists on one
+        counter = norm.num_batches_tracked
+        norm.momentum, norm.num_batches_tracked = 0.0, None if counter is None else counter.clone()
     try:
         yield
     finally:

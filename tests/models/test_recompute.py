@@ -49,6 +49,17 @@ def test_equals_training_without(name, bf16) -> None:
 
 
 @pytest.mark.parametrize("name", FULL)
+def test_with_synchronised_batchnorm(name) -> None:
+    """As a trial on several GPUs has it; alone it synchronises nothing, and so runs on a CPU."""
+    model = build(name).train()
+    checkpoint_activations(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    counters = [v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")]
+    assert all(counter == 1 for counter in counters)
+
+
+@pytest.mark.parametrize("name", FULL)
 def test_blocks_compute_again_in_training_alone(name) -> None:
     torch.manual_seed(0)
     model = build(name)

@@ -1,8 +1,8 @@
 """One process of a group that trains models together, for tests/test_parallel.py.
 
-Arguments: rank, world, meeting point, folder, cpu or cuda, epochs, models.
+Arguments: rank, world, meeting point, folder, device (cpu, cpu+norm, cuda), epochs, models.
 
-Stochastic depth is off, as it differs between processes. BatchNorm is frozen on the CPU, where it cannot be synchronised.
+Stochastic depth is off, as it differs between processes. On `cpu` BatchNorm is frozen, as it cannot be synchronised there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def train(
     torch.backends.cudnn.allow_tf32 = False
     build = medtune.models.build
     medtune.models.build = calm(build, frozen=device == "cpu")  # type: ignore[assignment]
-    place = torch.device(device)
+    place = torch.device(device.removesuffix("+norm"))
     try:
         fitting = fit(config(model, **changes), data(), device=place, group=group, checkpoints=store, save_at=(1, 2))
         for _ in range(epochs):
@@ -88,7 +88,7 @@ def train(
 
 @contextlib.contextmanager
 def _meeting(group: Group, address: str, device: str) -> Iterator[None]:
-    if device == "cpu":
+    if device.startswith("cpu"):
         with joined(group, address, torch.device("cpu"), local=True):
             yield
         return
