@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -217,9 +218,17 @@ def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> No
         return _print_json([{"name": name, **counted._asdict(), "source": paper} for name, counted, paper in found])
     table = Table("model", "parameters", "multiply-adds", "source", box=None, pad_edge=False)
     for name, counted, paper in found:
-        table.add_row(name, f"{counted.parameters / 1e6:.1f} M", f"{counted.multiply_adds / 1e9:.2f} G", paper)
+        table.add_row(name, _amount(counted.parameters), _amount(counted.multiply_adds), paper)
     _print_table(table, "no models")
     print(f"with {classes} classes; multiply-adds of one image of {image_size}x{image_size} px, {NOT_COUNTED}")
+
+
+def _amount(number: float) -> str:
+    """`24.1 K`, `14.5 M`, `2.24 G`: three digits."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " K")):
+        if number >= size:
+            return f"{number / size:.{max(0, 3 - len(str(int(number / size))))}f}{unit}"
+    return f"{number:.0f}"
 
 
 def data_get(*, pair: str = "pneumoniamnist-cpn", native_size: int = 28, data_dir: Path | None = None) -> None:
@@ -253,7 +262,7 @@ def data_check(
     from medtune.data import cli
 
     if not cli.check(pair=pair, native_size=native_size, data_dir=data_dir, external_dir=external_dir):
-        raise DataError(f"{pair} is not complete here: `medtune data get --pair {pair}` downloads it")
+        raise DataError(f"{pair} is not complete here: the table says what is missing and how to get it")
 
 
 def data_where(
@@ -314,6 +323,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `medtune ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from pathlib import Path
@@ -74,7 +75,8 @@ class Progress:
         self.say(f"  external test: {tested} images of {self.data.external_name}")
         if trial.external_limit and tested < len(self.data.external.labels):
             self.say(f"  the external test uses a fixed stratified {tested} of {len(self.data.external.labels)} images")
-        warnings = (*self.data.warnings, *rung_warnings(self.config, conductor), *search_warnings(self.config, conductor))
+        warned = (warn(self.config, conductor) for warn in (rung_warnings, search_warnings, first_warnings))
+        warnings = (*self.data.warnings, *itertools.chain.from_iterable(warned))
         for warning in warnings:
             self.say(f"  warning: {warning}")
         if self.data.synthetic:
@@ -207,6 +209,16 @@ class Progress:
         """The outcome in words."""
         for line in self.summary():
             self.say(line)
+
+
+def first_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:
+    """Say what is drawn at random in the settings to try first, as its default is no value of the space."""
+    names = dict.fromkeys(name for settings in conductor.first for name in conductor.space.unnamed(settings))
+    return [
+        f"the settings to try first leave {name} to the searcher: its default, {getattr(config.trial, name)!r}, is outside "
+        "the space. Widen the space or name it in them"
+        for name in names
+    ]
 
 
 def search_warnings(config: StudyConfig, conductor: Conductor) -> list[str]:

@@ -244,6 +244,9 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"{head}: trial {trial['number']} of study {answer['study']}")
         config = trial["config"]
         print(f"  {brief({'model': config['model'], **trial['params']})}")
+        fixed = fixed_settings(config, trial["params"])
+        if fixed:
+            print(f"  fixed: {brief(fixed)}")
         batch = f"batch {config['batch_size']}{_at_once(trial)}"
         print(f"  {config['image_size']} px, {batch}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
@@ -255,6 +258,18 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
         print(SYNTHETIC)
+
+
+# Said in a line of their own, or of no account for what was trained.
+_ELSEWHERE = {"model", "image_size", "batch_size", "epochs", "seed", "selection"} | {
+    "resamples", "checkpoint_seconds", "external_limit"
+}  # fmt: skip
+
+
+def fixed_settings(config: Mapping[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial was trained with beside what was searched: the settings that are not at their defaults."""
+    defaults = TrialConfig().to_dict()
+    return {k: v for k, v in config.items() if k not in _ELSEWHERE and k not in searched and v != defaults[k]}
 
 
 def _at_once(trial: Mapping[str, Any]) -> str:

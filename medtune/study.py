@@ -89,6 +89,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         external_dir=config.external_dir,
         external_fallback=definition.external_fallback,
     )
+    starts = _check_pretrained(config, definition, len(data.classes))
     _require_writable(folder)
     with _only_driver(folder):
         _check_same_study(folder, name, config, definition, data)
@@ -103,7 +104,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
             planned=definition.planned,
             on_finish=lambda row: _settle(folder, conductor, row),
         )
-        progress.begin(conductor, conductor.recover())
+        progress.begin(conductor, [*starts, *conductor.recover()])
         if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
             uploader = Uploader(folder, config.wandb, say=progress.say)
             uploader.start()
@@ -136,9 +137,16 @@ def _check_definition(config: StudyConfig, definition: Definition) -> None:
     elif config.rungs():
         raise ConfigError(f"first_rung must be 1 in a planned study, which stops no trial early, got {config.first_rung}")
     _require_shares(config, definition)
+
+
+def _check_pretrained(config: StudyConfig, definition: Definition, classes: int) -> list[str]:
+    """What there is to say about the weights that trials start from. Raises CheckpointError where they do not fit."""
+    notes = []
     for source in definition.space.values("pretrained", config.trial):
         if source is not None:
-            models.check_pretrained(definition.space.values("model", config.trial), source)
+            found = models.check_pretrained(definition.space.values("model", config.trial), source, classes)
+            notes += [f"starts from {source}", *found]
+    return notes
 
 
 def _require_shares(config: StudyConfig, definition: Definition) -> None:
@@ -437,10 +445,13 @@ def with_preset_fixed(
     So are those that follow them, and, in presets other than `full`, all that follow others: the preset has its own.
     """
     held = definition.space.following() if config.preset != "full" else []
-    space, trial = definition.space.without([*given, *held], config.trial)
+    constant = config.trial.schedule == "constant" and ("schedule" in given or "schedule" not in definition.space.dimensions)
+    void = ("milestones", "gamma") if constant else ()  # of a rate that never drops
+    space, trial = definition.space.without([*given, *held, *void], config.trial)
     first: list[Settings] = []
     for settings in definition.first if config.report_first else ():
-        searched = {name: value for name, value in settings.items() if name in space.dimensions}
+        named = {name: value for name, value in settings.items() if name in space.dimensions}
+        searched = named and space.completed(named, trial)
         fits = all(settings.get(k) == getattr(trial, k) for k in given if k in settings and k not in COSTS)
         if fits and searched and searched not in first:
             first.append(searched)

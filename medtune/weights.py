@@ -50,8 +50,10 @@ def _load_pickled(path: Path) -> dict[str, Any]:
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named is None:
-            reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
-            raise CheckpointError(f"checkpoint {path} is damaged: {reason}") from error
+            reason = next(iter(str(error).splitlines()), "").split(". ")[0]
+            raise CheckpointError(
+                f"checkpoint {path} is damaged, or no checkpoint: {type(error).__name__} {reason}".rstrip()
+            ) from error
         raise CheckpointError(
             f"checkpoint {path} holds {named[1]}, which only running its code would load: refused. "
             "Where you trust it, save its state_dict alone again: torch.save(model.state_dict(), ...)"

@@ -101,7 +101,7 @@ def test_trials_that_did_not_end_are_counted_and_named_not_averaged(made):
     text = shown(study)
     for line in (
         "1 trained to the end, at settings of the report: 0\n",
-        "1 trained to the end, at other settings: not shown: 4\n",
+        "1 trained to the end, at other settings (not shown): 4\n",
         "1 PRUNED: not counted (1 of them at settings of the report): 1\n",
         "1 WAITING: not counted (1 of them at settings of the report): 3\n",
         "trial 2 failed: TrainingDiverged: train loss is nan\n",
@@ -259,7 +259,7 @@ def test_neighbouring_numbers_are_drawn_together(made):
         made.trial(0.3, lr=lr)
     assert compare.compare(made.read()).trials == (
         "5 trained to the end, at settings of the report: 0-1, 3, 5-6",
-        "2 trained to the end, at other settings: not shown: 2, 4",
+        "2 trained to the end, at other settings (not shown): 2, 4",
     )
 
 

@@ -14,9 +14,10 @@ import torch
 from benchmarks import kill_resume
 from benchmarks.played import PlayedTrial, SpentTrial, definition
 from medtune import cli, models
+from medtune.config import TrialConfig
 from medtune.data.pairs.synthetic import generate
 from medtune.errors import CheckpointError, ConfigError, StudyError
-from medtune.results import best, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
+from medtune.results import best, fixed_settings, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
 from medtune.search.plan import plan
 from medtune.search.space import Choice, Real, SearchSpace
 from medtune.study import Definition, describe, run_study, study_name
@@ -220,6 +221,11 @@ def test_weights_to_start_from_are_checked_before_anything_starts_and_are_part_o
     given = describe(start(pretrained=str(tmp_path / "start.pth")), definition("kill"), generate())["data"]
     digest = hashlib.sha256((tmp_path / "start.pth").read_bytes()).hexdigest()
     assert given["pretrained start.pth"] == digest
+
+
+def test_the_answer_names_what_was_fixed_and_is_not_a_default():
+    config = TrialConfig(imbalance="weighted", lr=0.01, gamma=0.5, batch_size=8).to_dict()
+    assert fixed_settings(config, {"lr": 0.01}) == {"gamma": 0.5, "imbalance": "weighted"}
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path):

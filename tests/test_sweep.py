@@ -6,6 +6,7 @@ import medtune.models
 from medtune import sweep
 from medtune.errors import DataError
 from medtune.recipes import MODELS
+from medtune.search.space import Choice, Real, SearchSpace
 from medtune.study import Definition, with_preset_fixed
 from sweeps import all_models, medvit, report
 from sweeps.medmamba import REPORT, SPACE
@@ -52,6 +53,26 @@ def test_a_misspelt_flag_names_the_nearest(capsys):
     with pytest.raises(SystemExit):
         parse("--epoch", "3")
     assert "--epochs" in capsys.readouterr().err
+
+
+def test_a_rate_that_never_drops_leaves_nothing_to_search_in_milestones_and_gamma():
+    definition, _ = fixed("--schedule", "constant")
+    assert not {"milestones", "gamma"} & set(definition.space.dimensions)
+    assert all("gamma" not in settings for settings in definition.first) and definition.first
+
+
+def test_a_new_dimension_has_its_default_in_the_settings_tried_first():
+    """Not a draw: the report had no weight decay and no weighted loss."""
+    more = SearchSpace(
+        **SPACE.dimensions,
+        imbalance=Choice(options=("none", "weighted")),
+        augmentation=Real(low=0.0, high=1.0),
+        weight_decay=Real(low=1e-6, high=1e-2, log=True),
+    )
+    definition, _ = fixed(space=more)
+    assert all((one["imbalance"], one["augmentation"]) == ("none", 0.0) for one in definition.first)
+    assert list(more.unnamed(definition.first[0])) == ["weight_decay"]  # its default, 0, is outside: said when it starts
+    assert "momentum" not in definition.first[0] and len(definition.first) == len(REPORT)
 
 
 def test_a_searched_setting_given_on_the_command_line_is_fixed():

@@ -98,7 +98,7 @@ def account(trials: Sequence[Trial], counted: Sequence[Trial]) -> list[str]:
             (here if trial.row.number in inside else elsewhere).append(trial)
     lines = [
         _count("trained to the end, at settings of the report", here),
-        _count("trained to the end, at other settings: not shown", elsewhere),
+        _count("trained to the end, at other settings (not shown)", elsewhere),
     ]
     for state in sorted({trial.state for trial in trials} - {"COMPLETE"}):
         those = [trial for trial in trials if trial.state == state]

@@ -95,11 +95,11 @@ def load_pretrained(name: str, model: nn.Module, source: str) -> list[str]:
     return load(name, model, source)
 
 
-def check_pretrained(names: Iterable[str], source: str) -> None:
+def check_pretrained(names: Iterable[str], source: str, num_classes: int = 2) -> list[str]:
     """See `medtune.models.pretrained.check_pretrained`."""
     from medtune.models.pretrained import check_pretrained as check
 
-    check(names, source)
+    return check(names, source, num_classes)
 
 
 def __getattr__(attribute: str) -> Any:

@@ -34,19 +34,25 @@ def load_pretrained(name: str, model: nn.Module, source: str) -> list[str]:
     return notes + replaced
 
 
-def check_pretrained(names: Iterable[str], source: str) -> None:
+def check_pretrained(names: Iterable[str], source: str, num_classes: int = 2) -> list[str]:
     """Raise what `load_pretrained` would for models of these names, before a study starts; reads the weights once each.
+
+    Returns what there is to say about them.
 
     names: all models of a study's space. Weights fit one architecture, so a space of several fails.
     """
+    notes: list[str] = []
     for name in sorted(set(names)):
         with torch.device("meta"):
-            own = build(name).state_dict()
-        given, _ = _keep_classifier(_read(name, source)[0], own)
+            own = build(name, num_classes).state_dict()
+        given, said = _read(name, source)
+        given, replaced = _keep_classifier(given, own)
+        notes += said + replaced
         try:
             require_same(given, own)
         except CheckpointError as error:
             raise CheckpointError(f"{source} as {name}: {error}") from error
+    return notes
 
 
 def _read(name: str, source: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -15,6 +15,8 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 CLASSIFIERS = ("head", "fc", "proj_head.0", "classifier.head")
 """What the models call the layer that gives the logits."""
 COUNTER = "num_batches_tracked"
+MOST = 8
+"""Keys of a kind that an error names."""
 
 
 def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -51,14 +53,21 @@ def tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - MOST} more" if len(keys) > MOST else ""
+    return ", ".join(keys[:MOST]) + more
+
+
 def _explain(
     missing: list[str], unexpected: list[str], wrong: list[tuple[str, Shape, Shape]], input_convolution: str | None
 ) -> str:
     lines = ["the checkpoint does not fit the model:"]
     for kind, keys in (("missing in the checkpoint", missing), ("unknown to the model", unexpected)):
         if keys:
-            lines.append(f"  {kind} ({len(keys)}): {', '.join(keys)}")
-    for key, theirs, ours in wrong:
+            lines.append(f"  {kind} ({len(keys)}): {_some(keys)}")
+    if len(wrong) > MOST:
+        lines.append(f"  {len(wrong)} shapes differ, the first {MOST}:")
+    for key, theirs, ours in wrong[:MOST]:
         lines.append(f"  shape of {key}: {theirs} in the checkpoint, {ours} in the model")
         if key == input_convolution and theirs[:1] + theirs[2:] == ours[:1] + ours[2:]:
             lines.append(f"  the checkpoint is for images of {theirs[1]} channels, the model for {ours[1]}")

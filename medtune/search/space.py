@@ -6,6 +6,7 @@ dimension, add a line to a script's space; a new kind of dimension is a class he
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -230,6 +231,23 @@ class SearchSpace:
                     raise ConfigError(f"settings to try first have {key} = {value!r}, outside the space: {dist}")
                 params[key] = value
         return params
+
+    def completed(self, settings: Mapping[str, Any], base: TrialConfig) -> dict[str, Any]:
+        """Settings to try first, with `base`'s value for each searched one that they do not name: a setting that nobody
+        named is not to be drawn at random. One whose value lies outside its range is left to the searcher (`unnamed`).
+        """
+        whole = dict(settings)
+        for name in self.unnamed(whole):
+            with contextlib.suppress(ConfigError):
+                self.encode({**whole, name: getattr(base, name)})
+                whole[name] = getattr(base, name)
+        return whole
+
+    def unnamed(self, settings: Mapping[str, Any]) -> Iterable[str]:
+        """Searched settings that would be the searcher's to choose beside these."""
+        for name, dimension in self._applying(settings):
+            if name not in settings and not isinstance(dimension, Following):
+                yield name
 
     def _applying(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Dimension]]:
         for name, dimension in self.dimensions.items():

@@ -36,7 +36,7 @@ def test_vmamba_without_its_scan_is_a_little_less(name, published) -> None:
 
 @pytest.mark.parametrize("name", available())
 def test_every_model_says_its_source(name) -> None:
-    assert re.fullmatch(r"\w[\w-]+ \([\w &.]+ \d{4}, arXiv:\d{4}\.\d{5}\)", source(name))
+    assert re.fullmatch(r"\S.* \(.*\d{4}.*\)", source(name))  # name (authors and year, where to find it)
 
 
 def test_command(capsys, monkeypatch) -> None:

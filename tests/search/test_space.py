@@ -166,7 +166,7 @@ def test_every_script_can_try_the_reports_settings_and_leaves_none_of_their_dime
     assert module.REPORT
     study = optuna.create_study()
     for settings in module.REPORT:
-        params = module.SPACE.encode(settings)
+        params = module.SPACE.encode(module.SPACE.completed(settings, TrialConfig()))
         study.enqueue_trial(params)
         trial = study.ask()
         suggested = module.SPACE.suggest(trial)

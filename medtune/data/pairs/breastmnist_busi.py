@@ -13,6 +13,6 @@ PAIR = ExternalPair(
     busi.SET,
     note="NOT AN EXTERNAL TEST ON BUSI: BreastMNIST, its training images included, is made from the 780 images of Breast "
     "Ultrasound Images. Figures on BUSI are of images that were trained on, not of another hospital's: they say how well "
-    "a model remembers. For a test from outside, name another hospital's folder with --external-dir",
+    "a model remembers. A folder of another hospital's images (--external-dir) is an external test, one of BUSI's is not",
 )
 load, get, check, where = PAIR.load, PAIR.get, PAIR.check, PAIR.where
