@@ -129,7 +129,7 @@ def study(tmp_path_factory):
         # What a user may have set, none of which may reach the runs.
         for name, value in {"MODE": "disabled", "PROJECT": "other", "RUN_ID": "x", "SWEEP_ID": "s", "NAME": "n"}.items():
             patch.setenv(f"WANDB_{name}", value)
-        play(study, 0, end="COMPLETE")
+        play(study, 0, end="COMPLETE", pause=0.4)  # W&B's first look at the machine takes its time
         play(study, 1, last=2, end="PRUNED")
         play(study, 2, last=3, end="FAIL")
         play(study, 3, last=1, end="INTERRUPTED")
