@@ -85,13 +85,18 @@ def test_any_size(model, height, width) -> None:
 
 @pytest.mark.parametrize("name", FULL)
 def test_gradient_reaches_every_parameter(name) -> None:
-    torch.manual_seed(0)
-    model = build(name).train()
-    with torch.no_grad():  # ResNet's branches start with a scale of 0
-        for p in model.parameters():
-            p.add_(0.01 * torch.randn_like(p))
-    nn.functional.cross_entropy(model(images(4, 64, 64)), torch.tensor([0, 1, 1, 0])).backward()
-    missing = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    """From one of two starts: the three units of a squeeze-and-excitation of MedViT can all be off in one."""
+    missing: set[str] = set(build(name).state_dict())
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build(name).train()
+        with torch.no_grad():  # ResNet's branches start with a scale of 0
+            for p in model.parameters():
+                p.add_(0.01 * torch.randn_like(p))
+        nn.functional.cross_entropy(model(images(4, 64, 64)), torch.tensor([0, 1, 1, 0])).backward()
+        missing &= {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+        if not missing:
+            return
     assert not missing
 
 
