@@ -15,6 +15,11 @@ from medtune.ops.scan import selective_scan
 DIRECTIONS = 4
 
 
+def parameters_ending(model: nn.Module, endings: tuple[str, ...]) -> set[str]:
+    """Names of a model's parameters that end so."""
+    return {name for name, _ in model.named_parameters() if name.endswith(endings)}
+
+
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, drop a branch for single images."""
 

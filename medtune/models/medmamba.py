@@ -22,6 +22,7 @@ from medtune.models.layers import (
     DropPath,
     drop_rates,
     from_directions,
+    parameters_ending,
     reset_scan,
     scan_directions,
     to_directions,
@@ -151,7 +152,7 @@ class MedMamba(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
-        return {name for name, _ in self.named_parameters() if name.endswith((".A_logs", ".Ds"))}
+        return parameters_ending(self, (".A_logs", ".Ds"))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)

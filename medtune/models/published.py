@@ -24,7 +24,7 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
     Keys are the same in both layouts. A "module." in front of every key (DataParallel) and one level of wrapping
     ({"state_dict": ...}) are taken off; BatchNorm's step counters may be missing, as in old checkpoints.
-    Raises CheckpointError that lists missing, unexpected and wrongly shaped keys.
+    Raises CheckpointError that counts missing, unexpected and wrongly shaped keys and names the first `MOST` of each.
     """
     given, own = tensors(state_dict), model.state_dict()
     require_same(given, own)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtune.models.layers import DropPath, drop_rates, reset_scan, scan_directions
+from medtune.models.layers import DropPath, drop_rates, parameters_ending, reset_scan, scan_directions
 from medtune.ops.causal_conv import causal_conv1d
 
 EPS = 1e-5
@@ -104,7 +104,7 @@ class Vim(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
         kept = ("cls_token", "pos_embed", ".A_log", ".A_b_log", ".D", ".D_b")
-        return {name for name, _ in self.named_parameters() if name.endswith(kept)}
+        return parameters_ending(self, kept)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medtune.models import build
 from medtune.models.layers import DropPath, from_directions, to_directions
 from medtune.models.medmamba import MedMamba, PatchMerging
+from tests.support.models import assert_equals_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,15 +129,7 @@ def test_equals_the_description(size) -> None:
     x = torch.randn(2, 3, *size)
     exact_weights = {k: v.detach().double().requires_grad_(v.is_floating_point()) for k, v in model.state_dict().items()}
     exact = torch.stack([slow_model(exact_weights, image.double(), depths) for image in x])
-    logits = model(x)
-    assert (logits - exact).abs().max() < 1e-5 * exact.abs().max()
-
-    exact.square().sum().backward()
-    logits.square().sum().backward()
-    for name, p in model.named_parameters():
-        expected = exact_weights[name].grad
-        assert expected is not None and p.grad is not None
-        assert (p.grad - expected).abs().max() < 1e-4 * expected.abs().max() + 1e-7, name
+    assert_equals_exact(model, model(x), exact, exact_weights)
 
 
 def test_directions_and_back() -> None:

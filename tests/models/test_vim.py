@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medtune.models import build
 from medtune.models.vim import Layer, Vim
+from tests.support.models import assert_equals_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,15 +59,7 @@ def test_equals_the_description() -> None:
     exact_weights = {k: v.detach().double().requires_grad_() for k, v in model.state_dict().items()}
     x = torch.randn(2, 3, 224, 224)
     exact = torch.stack([slow_model(exact_weights, image.double(), 2) for image in x])
-    logits = model(x)
-    assert (logits - exact).abs().max() < 1e-5 * exact.abs().max()
-
-    exact.square().sum().backward()
-    logits.square().sum().backward()
-    for name, p in model.named_parameters():
-        expected = exact_weights[name].grad
-        assert expected is not None and p.grad is not None
-        assert (p.grad - expected).abs().max() < 1e-4 * expected.abs().max() + 1e-7, name
+    assert_equals_exact(model, model(x), exact, exact_weights)
 
 
 def test_positions_of_other_grids() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from medtune.models import build
 from medtune.models.vmamba import VMamba
 from tests.models.test_medmamba import below, slow_scan
+from tests.support.models import assert_equals_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,12 +112,4 @@ def test_equals_the_description(expansion, size) -> None:
     exact_weights = {k: v.detach().double().requires_grad_() for k, v in model.state_dict().items()}
     x = torch.randn(2, 3, *size)
     exact = torch.stack([slow_model(exact_weights, image.double(), depths) for image in x])
-    logits = model(x)
-    assert (logits - exact).abs().max() < 1e-5 * exact.abs().max()
-
-    exact.square().sum().backward()
-    logits.square().sum().backward()
-    for name, p in model.named_parameters():
-        expected = exact_weights[name].grad
-        assert expected is not None and p.grad is not None
-        assert (p.grad - expected).abs().max() < 1e-4 * expected.abs().max() + 1e-7, name
+    assert_equals_exact(model, model(x), exact, exact_weights)
