@@ -16,10 +16,10 @@ import torch
 
 from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
+from medtune.definition import Definition
 from medtune.errors import MachineFault
 from medtune.search.conductor import Report, attempt_folder
 from medtune.search.space import Choice, Following, Real, SearchSpace
-from medtune.study import Definition
 from medtune.tracking import LocalRecord
 from medtune.trial import Attempt, AttemptSpec, MedtuneTrial
 

@@ -15,12 +15,13 @@ from typing import Any
 import filelock
 
 from medtune.config import TrialConfig
+from medtune.definition import read_study
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
 from medtune.record import earlier_epochs
 from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
-from medtune.study import read_study, storage_folder
+from medtune.study import storage_folder
 
 OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "

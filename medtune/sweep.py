@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from medtune.config import StudyConfig, preset
+from medtune.definition import Definition, with_preset_fixed
 from medtune.errors import DataError, DataMissing, MedtuneError
 from medtune.search.plan import COSTS, Settings, plan
 from medtune.search.space import SearchSpace
-from medtune.study import Definition, run_study, with_preset_fixed
+from medtune.study import run_study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,12 @@ from benchmarks.played import PlayedTrial, SpentTrial, definition
 from medtune import cli, models
 from medtune.config import TrialConfig
 from medtune.data.pairs.synthetic import generate
+from medtune.definition import Definition, describe
 from medtune.errors import CheckpointError, ConfigError, StudyError
 from medtune.results import best, fixed_settings, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
 from medtune.search.plan import plan
 from medtune.search.space import Choice, Real, SearchSpace
-from medtune.study import Definition, describe, run_study, study_name
+from medtune.study import run_study, study_name
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import pytest
 
 import medtune.models
 from medtune import sweep
+from medtune.definition import Definition, with_preset_fixed
 from medtune.errors import DataError
 from medtune.recipes import MODELS
 from medtune.search.space import Choice, Real, SearchSpace
-from medtune.study import Definition, with_preset_fixed
 from sweeps import all_models, medvit, report
 from sweeps.medmamba import REPORT, SPACE
 

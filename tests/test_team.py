@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from medtune.config import StudyConfig, TrialConfig
+from medtune.definition import Definition
 from medtune.errors import ConfigError
 from medtune.reservation import Reservation
 from medtune.results import Study, load_study
 from medtune.search.conductor import attempt_folder
 from medtune.search.space import Real, SearchSpace
-from medtune.study import Definition, run_study
+from medtune.study import run_study
 from medtune.tracking import read_epochs, read_events
 from tests.support.faulty_team import FaultyTrial
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from medtune.config import StudyConfig, TrialConfig
 from medtune.data import load_pair
+from medtune.definition import Definition, describe
 from medtune.record import LocalRecord, write_json
 from medtune.results import Study, load_study
 from medtune.search.conductor import attempt_folder
 from medtune.search.ledger import Ledger
 from medtune.search.space import Choice, SearchSpace
-from medtune.study import Definition, describe
 from medtune.training import EpochResult
 
 METRICS = ("loss", "oa", "auc", "sensitivity", "specificity", "f1")

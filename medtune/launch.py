@@ -1,0 +1,184 @@
+"""One launch of a study: the Ray it runs on, and one Tune run from the ledger to the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from medtune.config import StudyConfig
+from medtune.data import data_folder, external_folder
+from medtune.definition import Definition, read_study
+from medtune.errors import ConfigError, StudyError
+from medtune.reservation import Reservation
+from medtune.search.conductor import Conductor, Launch
+
+
+def launch(
+    folder: Path,
+    config: StudyConfig,
+    conductor: Conductor,
+    definition: Definition,
+    progress: Any,
+    trainable: type | None,
+) -> None:
+    """One Tune run, from the ledger to the ledger."""
+    # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+        TUNE_GLOBAL_CHECKPOINT_S="1000000",
+        TUNE_FORCE_TRIAL_CLEANUP_S="5",
+        TUNE_MAX_PENDING_TRIALS_PG="1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_AIR_NEW_OUTPUT="0",
+    )
+    import ray
+    from ray import tune
+
+    from medtune.search.scheduler import LedgerScheduler
+    from medtune.search.searcher import LedgerSearcher
+    from medtune.trial import AttemptSpec, MedtuneTrial, to_config
+
+    start_ray()
+    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
+    try:
+        reservation.require_room(ray.nodes())
+    except ConfigError:
+        ray.shutdown()
+        raise
+    conductor.slots = lambda: reservation.slots(ray.nodes(), config.concurrent)
+    if not reservation.gpus and config.preset == "full":
+        from medtune.estimate import cpu_study
+
+        for line in cpu_study(config, progress.data, conductor.epochs()):
+            progress.say(line)
+    study_id = read_study(folder)["id"]
+    external = external_folder(config.external_dir)
+
+    def to_spec(launch: Launch) -> dict[str, Any]:
+        return to_config(
+            AttemptSpec(
+                number=launch.number,
+                attempt=launch.attempt,
+                config=launch.config.to_dict(),
+                study=study_id,
+                folder=str(folder),
+                rungs=config.rungs(launch.config.epochs),
+                # Resolved here: a trial's process has another working directory and maybe another environment.
+                data_dir=str(data_folder(config.data_dir)),
+                external_dir=str(external) if external else None,
+                external_fallback=definition.external_fallback,
+                wandb=config.wandb,
+                wandb_project=config.wandb_project,
+                threads=config.cpus_per_trial,
+                processes=reservation.processes,
+                gpu_share=reservation.gpus or 1.0,
+                micro_batch=launch.micro_batch,
+            )
+        )
+
+    searcher = LedgerSearcher(conductor, to_spec)
+    runs = folder / "ray"
+    shutil.rmtree(runs, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=LedgerScheduler(conductor, searcher),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{int(time.time())}",
+            storage_path=str(runs),
+            verbose=0,
+            callbacks=[progress.callback()],
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    try:
+        with stop_on_signal(searcher, progress):
+            tuner.fit()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(runs, ignore_errors=True)
+    if searcher.stopping:
+        raise KeyboardInterrupt
+
+
+CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
+"""Where `ray start` leaves the address of the cluster this machine is part of."""
+
+
+def _own(path: Path) -> bool:
+    """Another user's cluster on a shared machine is none of ours."""
+    return path.exists() and path.stat().st_uid == os.getuid()
+
+
+def start_ray() -> None:
+    """Attach to the cluster this runs on, else start Ray for this study on the loopback interface alone."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # What went wrong in a trial is in the ledger and on the screen with its cause, not as Tune's traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cluster = os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+    if cluster:
+        named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
+        try:
+            ray.init(address=cluster, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StudyError(
+                f"no Ray cluster answers at the address in {named}: {str(error).splitlines()[0]}. If it is gone, "
+                f"`ray stop` or removing {named} lets the study run on this machine alone"
+            ) from None
+        return
+    # Ray binds some ports on every interface whatever it is told: from 2.60 on a cluster that it starts here lets in
+    # nobody without the user's token (~/.ray/auth_token, made when missing).
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        # The images travel through files, not through Ray's object store.
+        object_store_memory=100 * 2**20,
+        **common,
+    )
+
+
+
+@contextlib.contextmanager
+def stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: stop cleanly. Second: at once; the ledger holds all that was reported either way."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if searcher.stopping:
+            raise KeyboardInterrupt
+        searcher.stopping = True
+        progress.say("stopping: running trials go on from their last checkpoint next time")
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Until Tune has put its own in place, which ends its loop, SIGUSR1 would end the process: no trial runs then, and
+    # the searcher hands out none.
+    old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
