@@ -26,7 +26,8 @@ from medtune.storage.patience import Patience, hold
 WANDB_SECONDS = 30.0
 """Between two pushes of a running attempt's W&B files."""
 SHARE = 0.1
-"""Of an attempt's time at most, what sending checkpoints takes: after a slow one the next waits."""
+"""Of an attempt's time, what sending checkpoints may take: after a slow one the next waits, but never for long."""
+LONGEST_WAIT = 30.0
 _SKIPPED = ("logs", "tmp")
 MARK = "medtune.json"
 
@@ -138,12 +139,11 @@ class BucketWorkplace(Workplace):
 
     def before_report(self) -> None:
         super().before_report()
-        final = (self.attempt / FINAL).exists()
-        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=final))
+        due = time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
+        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=due))
 
-    def _push(self, *, checkpoints: bool = False) -> None:
-        """`checkpoints`: also where the last one took long."""
-        if checkpoints or time.monotonic() >= self._next_checkpoint:
+    def _push(self, *, checkpoints: bool) -> None:
+        if checkpoints:
             self._push_checkpoints()
         self._push_memory()
         for path in sorted(self.attempt.glob("*.json*"), key=lambda path: path.name == FINAL):
@@ -163,7 +163,7 @@ class BucketWorkplace(Workplace):
             del self._pushed[key]
         if sent:
             took = time.monotonic() - started
-            self._next_checkpoint = started + took / SHARE
+            self._next_checkpoint = started + min(took / SHARE, LONGEST_WAIT)
 
     def _push_record(self, path: Path) -> None:
         key = self._key(path)
@@ -202,7 +202,8 @@ class BucketWorkplace(Workplace):
 
     def end(self) -> None:
         """What is left goes to the bucket, and nothing stays here."""
-        ended = (self.folder / self._trial / OUTCOME).exists()
+        # Once a trial has ended, the driver decides which of its checkpoints stay.
+        ended = (self.folder / self._trial / OUTCOME).exists() or (self.attempt / FINAL).exists()
         self._once(lambda: self._push(checkpoints=not ended))
         self._once(self._push_wandb)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -27,7 +27,8 @@ VARIABLES = (
 """What a client of S3 is told by its environment."""
 PARALLEL = 8
 """Small objects read or deleted at a time."""
-_ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 5
+"""Without a byte from the server, after which a request is made again."""
 _TRIES = 2
 _MAPPED = 1 << 20
 
@@ -187,7 +188,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
     if scheme == "gs":
         from datetime import timedelta
 
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=2 * _ANSWER_SECONDS))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TRIES * _ANSWER_SECONDS))
     about = dict(told)
     options: dict[str, Any] = {}
     if "AWS_ACCESS_KEY_ID" in about and "AWS_SECRET_ACCESS_KEY" in about:
@@ -203,7 +204,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
         options |= {"endpoint_override": f"{address.netloc}{address.path.rstrip('/')}", "scheme": address.scheme}
     return fs.S3FileSystem(
         request_timeout=_ANSWER_SECONDS,
-        connect_timeout=_ANSWER_SECONDS / 2,
+        connect_timeout=_ANSWER_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
         allow_delayed_open=True,  # a small object is then one request, not three
         **options,

@@ -6,6 +6,7 @@ configuration, nor an actor's arguments, nor a trial's configuration or logs hol
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +43,10 @@ class Desk:
 
 
 def desk(here: bool = False) -> Any:
-    """The desk of this process's study, begun when it is first asked for; `here`: on this node."""
+    """The desk of this process's study, begun when it is first asked for; `here`: on this node.
+
+    It lives as long as who began it holds on to what is returned.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -53,13 +57,19 @@ def desk(here: bool = False) -> Any:
     return ray.remote(Desk).options(**options).remote()
 
 
+@functools.cache
+def _asked() -> Any:
+    """The desk, for a process of a trial, which is of one study as long as it lives."""
+    return desk()
+
+
 def credentials() -> dict[str, str]:
     """What the driver was told of the storage, asked for from a trial's process; nothing where Ray does not run."""
     import ray
 
     if not ray.is_initialized():
         return {}
-    return dict(ray.get(desk().environment.remote(), timeout=_ANSWER_SECONDS))
+    return dict(ray.get(_asked().environment.remote(), timeout=_ANSWER_SECONDS))
 
 
 def tell(words: str) -> None:
@@ -68,7 +78,7 @@ def tell(words: str) -> None:
 
     if ray.is_initialized():
         node = ray.util.get_node_ip_address()
-        desk().say.remote(f"{node}: {words}")
+        _asked().say.remote(f"{node}: {words}")
 
 
 class Listener:

@@ -256,7 +256,8 @@ class BucketHome(Home):
         from medtune.storage.desk import desk
 
         told = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        ray.get(desk(here=True).keep.remote(told))
+        self._desk = desk(here=True)
+        ray.get(self._desk.keep.remote(told))
         super().serve(searcher)
 
     def _push(self) -> None:
