@@ -20,7 +20,7 @@ from medtune.definition import Definition, read_study
 from medtune.errors import ConfigError, StudyError
 from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch
-from medtune.storage.desk import Listener
+from medtune.storage.desk import Listener, keys_hidden
 from medtune.storage.home import Home
 
 
@@ -116,7 +116,7 @@ def launch(
         ),
     )
     try:
-        with stop_on_signal(searcher, progress), Listener(progress.say):
+        with stop_on_signal(searcher, progress), Listener(progress.say), keys_hidden():
             tuner.fit()
     finally:
         ray.shutdown()

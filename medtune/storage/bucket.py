@@ -56,22 +56,21 @@ class Bucket:
     """The objects below a URI. Every call raises OSError, with the server's word, when it cannot be done."""
 
     def __init__(self, uri: str, environment: Mapping[str, str] | None = None) -> None:
-        """`environment`: what the client is told besides this process's environment, and before it."""
+        """`environment`: what the client is told besides this process's environment as it is now, and before it."""
         self.uri = uri.rstrip("/")
         parts = urlsplit(self.uri)
         if parts.scheme not in SCHEMES or not parts.netloc or parts.query or parts.fragment:
             raise ConfigError(f"storage must be s3://bucket/prefix or gs://bucket/prefix, got {uri!r}")
         self.name = parts.netloc
         self.root = f"{parts.netloc}{parts.path}"
-        self.environment = dict(environment or {})
+        self.environment = {k: os.environ[k] for k in VARIABLES if k in os.environ} | dict(environment or {})
         self._client: Any = None
 
     @property
     def client(self) -> Any:
         """pyarrow's file system, made when first needed."""
         if self._client is None:
-            told = tuple(sorted({**{k: os.environ[k] for k in VARIABLES if k in os.environ}, **self.environment}.items()))
-            self._client = _client(urlsplit(self.uri).scheme, told)
+            self._client = _client(urlsplit(self.uri).scheme, tuple(sorted(self.environment.items())))
         return self._client
 
     def under(self, *keys: str) -> Bucket:
@@ -167,7 +166,7 @@ class Bucket:
             return f"Create bucket {self.name!r}, or name another with --storage or $MEDTUNE_STORAGE"
         if self.uri.startswith("gs://"):
             return "Name an account that may, with GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`"
-        at = _endpoint({**os.environ, **self.environment})
+        at = _endpoint(self.environment)
         where = f"the server at {at} (AWS_ENDPOINT_URL)" if at else "AWS (AWS_ENDPOINT_URL names another server)"
         return f"It is {where}; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role, must be let in there"
 

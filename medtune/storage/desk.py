@@ -6,15 +6,18 @@ configuration, nor an actor's arguments, nor a trial's configuration or logs hol
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 NAME = "medtune-desk"
 LISTEN_SECONDS = 2.0
 """Between two looks of the driver for what was said."""
 _ANSWER_SECONDS = 60.0
+_COPIED_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 
 
 class Desk:
@@ -79,6 +82,19 @@ def tell(words: str) -> None:
     if ray.is_initialized():
         node = ray.util.get_node_ip_address()
         _asked().say.remote(f"{node}: {words}")
+
+
+@contextlib.contextmanager
+def keys_hidden() -> Iterator[None]:
+    """Keep storage keys out of this process's environment while Tune runs.
+
+    Tune copies them into the runtime environment of its actors, which Ray writes into its logs.
+    """
+    hidden = {name: os.environ.pop(name) for name in _COPIED_BY_TUNE if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class Listener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -196,6 +197,17 @@ def test_a_bucket_that_fails_for_long_is_no_failure_of_the_trial(spec, bucket, h
         patch.setattr(Bucket, "write", gone)
         with pytest.raises(StorageFault, match=r"trial 7 in s3://.*: nobody answers, for \d s \(--storage-patience 1\)"):
             node.step()
+
+
+def test_what_a_killed_process_left_is_swept_up_by_the_next(spec, bucket, head, monkeypatch):
+    monkeypatch.setattr(attempt_module, "_GRACE", 0.0)
+    spec = replace(spec, storage=bucket.under("s").uri)
+    killed, living = BucketWorkplace(spec), BucketWorkplace(replace(spec, number=8))
+    killed.begin()
+    living.begin()
+    os.close(killed._held)  # what the kernel does
+    BucketWorkplace(replace(spec, number=9)).begin()
+    assert living.folder.exists() and not killed.folder.exists()
 
 
 def test_two_writers_of_one_record_keep_each_other_s_lines(spec, bucket, head):
