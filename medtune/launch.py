@@ -16,7 +16,7 @@ from typing import Any
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.definition import Definition, read_study
-from medtune.errors import ConfigError, StudyError
+from medtune.errors import MedtuneError, StudyError
 from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch
 
@@ -44,6 +44,7 @@ def launch(
     import ray
     from ray import tune
 
+    from medtune.cluster.preflight import preflight
     from medtune.search.scheduler import LedgerScheduler
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
@@ -51,11 +52,12 @@ def launch(
     start_ray()
     reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
-        reservation.require_room(ray.nodes())
-    except ConfigError:
+        roster = preflight(str(folder.parent), progress.say)
+        reservation.require_room(roster.fit_nodes())
+    except MedtuneError:
         ray.shutdown()
         raise
-    conductor.slots = lambda: reservation.slots(ray.nodes(), config.concurrent)
+    conductor.slots = lambda: reservation.slots(roster.fit_nodes(), config.concurrent)
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
@@ -111,6 +113,7 @@ def launch(
         with stop_on_signal(searcher, progress):
             tuner.fit()
     finally:
+        roster.close()
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
     if searcher.stopping:
