@@ -50,6 +50,7 @@ def gather(storage: str | None = None, token: str | None = None, name: str = "",
         "driver_cuda": driver_cuda(),
         "gpus": gpus(environment),
         "medtune": package(),
+        "packs": packs(),
         "kernels": [kernel for kernel, module in KERNELS.items() if found(module)],
         "disks": disks(storage),
         "storage": exchange(Path(storage), token, name) if storage and token else None,
@@ -184,6 +185,11 @@ def smi(what: str, fields: str) -> list[list[str]]:
 def cache_folder() -> Path:
     """The user's cache folder for medtune, as `platformdirs` names it on Linux."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medtune"
+
+
+def packs() -> list[str]:
+    """Keys of the studies' images that this machine has fetched from a driver; others are fetched when needed."""
+    return sorted(about.parent.name for about in (cache_folder() / "packs").glob("*/about.json"))
 
 
 def disks(storage: str | None) -> list[dict[str, Any]]:

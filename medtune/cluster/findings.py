@@ -148,8 +148,7 @@ def _storage(node: Node, reference: Node) -> Wrong:
 
 
 def _clock(node: Node, reference: Node) -> Wrong:
-    least, most = node.skew
-    apart = least if least > 0 else min(most, 0.0)
+    apart = node.ahead
     if abs(apart) > SKEW_WARNING:
         side = "ahead of" if apart > 0 else "behind"
         severity: Severity = "error" if abs(apart) > SKEW_ERROR else "warning"

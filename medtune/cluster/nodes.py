@@ -40,6 +40,12 @@ class Node:
         name = self.facts.get("hostname")
         return f"{name} ({self.ip})" if name and name != self.ip else self.ip
 
+    @property
+    def ahead(self) -> float:
+        """Seconds that its clock is ahead of the driver's for certain; negative: behind."""
+        least, most = self.skew
+        return least if least > 0 else min(most, 0.0)
+
 
 def here(storage: str | None = None) -> Node:
     """This process's own facts, without Ray."""
