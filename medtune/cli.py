@@ -56,7 +56,9 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
     items = [trial_summary(found, row) for row in found.rows]
     if json:
         return _print_json(items)
-    heads = ("trial", "state", "epochs", found.selection, "ext. auc", "ext. oa", "time", "node", "settings")
+    interrupted = any(item["faults"] or item["errors"] for item in items)
+    again = ("faults", "errors") if interrupted else ()
+    heads = ("trial", "state", "epochs", found.selection, "ext. auc", "ext. oa", "time", *again, "node", "settings")
     table = Table(*heads, box=None, pad_edge=False)
     for item in items:
         figures = (item["value"], item["external"].get("external/auc"), item["external"].get("external/oa"))
@@ -64,8 +66,11 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
         what = item["cause"] or brief(item["params"])
         seconds = f"{item['seconds']:.0f} s"
         epochs = f"{item['epochs']}/{item['epochs_asked']}" if "epochs" in item["params"] else str(item["epochs"])
-        table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, item["node"] or "", what)
+        counts = (str(item["faults"]), str(len(item["errors"]))) if interrupted else ()
+        table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, *counts, item["node"] or "", what)
     _print_table(table, "no trials yet")
+    if interrupted:
+        print("faults: times its process or machine died; errors: of its own, after which it was tried again")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
     if found.record["synthetic"]:
         print(SYNTHETIC)

@@ -15,6 +15,8 @@ from typing import Any
 
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
+from medtune.data.courier import start_courier
+from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
 from medtune.errors import MedtuneError, StudyError
 from medtune.reservation import Reservation
@@ -39,17 +41,21 @@ def launch(
         TUNE_FORCE_TRIAL_CLEANUP_S="5",
         TUNE_MAX_PENDING_TRIALS_PG="1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE="1",  # else Tune starts a drained node's trial again behind our back
         RAY_AIR_NEW_OUTPUT="0",
     )
     import ray
     from ray import tune
 
     from medtune.cluster.preflight import preflight
-    from medtune.search.scheduler import LedgerScheduler
+    from medtune.search.scheduler import LedgerScheduler, Ticker
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
 
+    # On a cluster nodes may come that have no data folder, and go without a word.
+    pack_key = pack(progress.data) if cluster_address() else None
     start_ray()
+    courier = start_courier(pack_key) if pack_key else None
     reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
         roster = preflight(str(folder.parent), progress.say)
@@ -85,6 +91,8 @@ def launch(
                 processes=reservation.processes,
                 gpu_share=reservation.gpus or 1.0,
                 micro_batch=launch.micro_batch,
+                pack=pack_key,
+                watched=pack_key is not None,
             )
         )
 
@@ -104,7 +112,7 @@ def launch(
             name=f"run-{int(time.time())}",
             storage_path=str(runs),
             verbose=0,
-            callbacks=[progress.callback()],
+            callbacks=[progress.callback(), Ticker(searcher.stop_if_hopeless)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -114,8 +122,11 @@ def launch(
             tuner.fit()
     finally:
         roster.close()
+        del courier
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
+    if conductor.hopeless:
+        raise StudyError(conductor.hopeless)
     if searcher.stopping:
         raise KeyboardInterrupt
 
@@ -129,6 +140,11 @@ def _own(path: Path) -> bool:
     return path.exists() and path.stat().st_uid == os.getuid()
 
 
+def cluster_address() -> str | None:
+    """Where the cluster is that this machine is part of, in Ray's words; None where a study starts its own Ray."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+
+
 def start_ray() -> None:
     """Attach to the cluster this runs on, else start Ray for this study on the loopback interface alone."""
     import ray
@@ -139,7 +155,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cluster = os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+    cluster = cluster_address()
     if cluster:
         named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
         try:
@@ -170,9 +186,8 @@ def stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
-        searcher.stopping = True
         progress.say("stopping: running trials go on from their last checkpoint next time")
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
+        searcher.stop()
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     # Until Tune has put its own in place, which ends its loop, SIGUSR1 would end the process: no trial runs then, and

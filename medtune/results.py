@@ -139,6 +139,7 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "micro_batch": row.latest.get("micro_batch"),
         "attempts": row.attempt,
         "faults": row.faults,
+        "errors": row.errors,
     }
 
 

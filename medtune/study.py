@@ -13,7 +13,7 @@ import platformdirs
 from medtune.config import StudyConfig
 from medtune.data import load_pair
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.errors import StudyError
+from medtune.errors import StudyError, unknown
 from medtune.launch import launch
 from medtune.record import write_json
 from medtune.search.conductor import Conductor, minimised, trial_folder
@@ -51,6 +51,8 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     check_definition(config, definition)
     name = study_name(config, definition.script)
     folder = storage_folder(config.storage) / name
+    if config.resume:
+        require_begun(folder)
     data = load_pair(
         config.trial.pair,
         native_size=config.trial.native_size,
@@ -89,6 +91,15 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
                 progress.say(report.describe())
         progress.end()
     return folder
+
+
+def require_begun(folder: Path) -> None:
+    """Raises StudyError with the nearest name where there is no study to go on with."""
+    if not (folder / "study.json").exists():
+        names = [path.parent.name for path in folder.parent.glob("*/study.json")]
+        if not names:
+            raise StudyError(f"no studies in {folder.parent}: nothing to resume. Leave --resume out, or see --storage")
+        raise StudyError(unknown("study", folder.name, names) + f" (in {folder.parent}; named with --name)")
 
 
 def _require_writable(folder: Path) -> None:

@@ -11,6 +11,7 @@ import gc
 import json
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from ray import tune
 from torch import nn
 
 from medtune.checkpoint import CheckpointStore
+from medtune.claim import require_current
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
-from medtune.errors import MachineFault
+from medtune.data.courier import fetched
+from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test
+from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, no_room
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
@@ -54,6 +58,10 @@ class AttemptSpec:
     """The part of a GPU that each process has."""
     micro_batch: int | None = None
     """Images at once that an earlier attempt was left to try when more did not fit into memory."""
+    pack: str | None = None
+    """Key of the pack that has the images, on a cluster; none: they are loaded from the data folder."""
+    watched: bool = False
+    """Whether its processes may be cut off from the driver, or their machine be taken away."""
 
     @property
     def trials(self) -> Path:
@@ -65,6 +73,11 @@ def _data(pair: str, native: int, data_dir: str | None, external_dir: str | None
     """The pair, kept between the trials of a process."""
     folder, external = (Path(p) if p else None for p in (data_dir, external_dir))
     return load_pair(pair, native_size=native, data_dir=folder, external_dir=external, external_fallback=fallback)
+
+
+@functools.lru_cache(maxsize=2)
+def _packed(key: str) -> PairData:
+    return fetched(key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +95,10 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
     torch.set_num_threads(spec.threads)
     device = default_device()
-    data = _data(config.pair, config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback)
+    if spec.pack is not None:
+        data = _packed(spec.pack)
+    else:
+        data = _data(config.pair, config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback)
     data = limit(data, train_limit=config.train_limit, external_limit=config.external_limit)
     here, *earlier = (
         attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt, 0, -1)
@@ -125,6 +141,8 @@ class Attempt:
         self.external_epoch = 0
         self.failure: Report | None = None
         self.ended = False
+        self.leaving: Callable[[], bool] = lambda: False
+        """Whether this machine is about to be taken away."""
 
     def next_report(self) -> Report:
         """Train one more epoch. A trial's own error becomes a `fail` report: it is the trial's, not the machine's."""
@@ -143,7 +161,7 @@ class Attempt:
         return self._fail(error) if error.fits is None else self._go_again(error, error.fits)
 
     def _fail(self, error: Exception) -> Report:
-        report = self._report("fail", cause=f"{type(error).__name__}: {error}")
+        report = failed(self._report("fail"), error)
         if self.group.world == 1:
             self._end(report)
         else:  # the failure may be another process's: who conducts the group knows
@@ -166,6 +184,8 @@ class Attempt:
         if result is None:
             # The last epoch was trained by an earlier attempt that did not live to test it.
             return self._complete(None)
+        if self.leaving():
+            self.fit.save()
         line = {**result.to_dict(), "attempt": self.spec.attempt}
         last = result.epoch >= self.config.epochs
         if result.epoch in self.spec.rungs or last:
@@ -269,6 +289,12 @@ class Attempt:
             self.fit = None
 
 
+def failed(report: Report, error: Exception) -> Report:
+    """The report of a trial's own error."""
+    repeats = isinstance(error, TrainingDiverged | OutOfMemory)
+    return replace(report, status="fail", cause=f"{type(error).__name__}: {error}", repeats=repeats)
+
+
 def remember(begun: Begun, fits: int) -> None:
     """For the trials to come: what ran out in the first epoch of an attempt was its own need, later a neighbour's."""
     if begun.fit.epoch < begun.fit.start_epoch:
@@ -295,22 +321,37 @@ def memory_returned() -> bool:
     return torch.cuda.memory_allocated() <= RESIDENT_BYTES
 
 
+def begin_watch(spec: AttemptSpec, line: Lifeline | None, attempt: Attempt | None = None) -> Lifeline | None:
+    """Have this process's lifeline (`line`, when it has one) look after an attempt; none in a study that is not watched."""
+    if not spec.watched:
+        return None
+    line = line or to_this_cluster()
+    folder = attempt_folder(spec.trials, spec.number, spec.attempt)
+    line.note = lambda words: LocalRecord(folder).event("cut off", message=words)
+    if attempt is not None:
+        attempt.leaving = lambda: line.leaving
+    return line
+
+
 class MedtuneTrial(tune.Trainable):
     """One epoch a step. Starting is left to the first step, so that its errors are the trial's and are reported."""
 
     attempt_class = Attempt
 
     team: Any = None
+    lifeline: Lifeline | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         spec = AttemptSpec(**json.loads(config["spec"]))
         if spec.processes == 1:
             self.attempt: Any = self.attempt_class(spec)
+            self.lifeline = begin_watch(spec, self.lifeline, self.attempt)
             return
         from medtune.team import TeamAttempt  # which is made of this module's parts
 
         self.team = self.team or self.new_team(spec)
         self.attempt = TeamAttempt(spec, self.team)
+        self.lifeline = begin_watch(spec, self.lifeline)
 
     def new_team(self, spec: AttemptSpec) -> Any:
         """The processes of a trial that several train together."""
@@ -321,18 +362,24 @@ class MedtuneTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this warm process.
 
-        Raises MachineFault, so that the trial is started in a process of its own, when the device is not fit for another.
+        Raises MachineFault, so that the trial is started in a process of its own, when the device is not fit for another,
+        and Leaving when its machine is about to be taken away.
         Returning False would do in Ray's contract, but Tune then drops the trial without telling the searcher.
         """
         self.attempt.close()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
+        if self.lifeline is not None:
+            self.lifeline.require_staying()
         if not memory_returned():
             raise MachineFault(f"the last trial left {torch.cuda.memory_allocated() / 2**20:.0f} MB of device memory behind")
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
+        spec = self.attempt.spec
+        if spec.watched:
+            require_current(trial_folder(spec.trials, spec.number), spec.attempt)
         return {"report": json.dumps(self.attempt.next_report().to_dict())}
 
     def cleanup(self) -> None:

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medtune.claim import claim
 from medtune.config import StudyConfig, TrialConfig
+from medtune.search.alike import FirstFailures
 from medtune.search.asha import keep
 from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
@@ -50,6 +52,8 @@ class Report:
     external: dict[str, Any] = field(default_factory=dict)
     """External and own test metrics, when this epoch was tested."""
     cause: str | None = None
+    repeats: bool = False
+    """Whether a failure would come again if the trial were started again."""
     node: str | None = None
     seconds: float = 0.0
     """Time this attempt has taken so far."""
@@ -105,6 +109,9 @@ class Conductor:
         self.live: dict[int, Launch] = {}
         self.waiting: list[int] = []
         self.minimise = minimised(config.trial.selection)
+        self.hopeless: str | None = None
+        """Why no more trials should be tried in this launch."""
+        self._first_failures = FirstFailures(config.alike_failures)
 
     def recover(self) -> list[str]:
         """Bring in what the last driver did not hear of; what is still unfinished will be launched again.
@@ -127,11 +134,13 @@ class Conductor:
             else:
                 self.waiting.append(row.number)
                 notes.append(f"trial {row.number}: goes on after epoch {row.epoch} of {self._epochs(row)}")
+        # What the last launch came to is no reason to stop this one.
+        self.hopeless, self._first_failures = None, FirstFailures(self.config.alike_failures)
         return notes
 
     def _hear_folder(self, row: Row) -> None:
         """Feed the reports that the current attempt wrote down and the driver did not take in."""
-        if row.attempt == 0:
+        if row.attempt == 0 or str(row.attempt) in row.errors:
             return
         self.live[row.number] = self._launch(row.number, row.attempt)
         for epoch in self._rungs(row):
@@ -150,9 +159,13 @@ class Conductor:
             if report.status != "running" or report.epoch >= row.epoch:
                 self.report(report)
         self.live.pop(row.number, None)
+        if row.number in self.waiting:  # to be tried again: the caller sees to that
+            self.waiting.remove(row.number)
 
     def next_launch(self) -> Launch | Literal["later", "done"]:
         """What to start now. `later`: nothing until something is reported; `done`: every trial has ended."""
+        if self.hopeless:
+            return "done"
         if len(self.live) >= self.slots():
             return "later"
         while self.waiting:
@@ -173,6 +186,7 @@ class Conductor:
         attempt = self.rows[number].attempt + 1
         self.ledger.note(number, attempt=attempt)
         self._refresh(number)
+        claim(trial_folder(self.trials, number), attempt)
         launch = self._launch(number, attempt)
         self.live[number] = launch
         return launch
@@ -208,14 +222,10 @@ class Conductor:
         number = report.number
         self.ledger.note(number, latest=_merged(self.rows[number].latest, report))
         if report.status == "fail":
-            return self._finish(number, "FAIL", None, report.cause)
+            return self._fail(report)
         if report.status == "out_of_memory":
             # No fault: it goes on at once in another attempt, from its last checkpoint.
-            self.ledger.note(number, micro_batch=report.micro_batch)
-            self.live.pop(number)
-            self._refresh(number)
-            self.waiting.insert(0, number)
-            return False
+            return self._again(number, micro_batch=report.micro_batch)
         if report.value is not None:
             self.ledger.record_epoch(number, report.epoch, report.value)
         if report.status == "complete":
@@ -235,17 +245,38 @@ class Conductor:
             self._refresh(number)
         return True
 
-    def lost(self, launch: Launch, cause: str) -> None:
-        """The attempt's process or machine died. The trial is started again, within a budget of its own."""
+    def _fail(self, report: Report) -> bool:
+        """The trial's own error: it is tried again within its budget, from its last checkpoint."""
+        number = report.number
+        errors = self.rows[number].errors | {str(report.attempt): str(report.cause)}
+        if report.repeats or len(errors) > self.config.retries:
+            return self._finish(number, "FAIL", None, report.cause)
+        return self._again(number, errors=errors)
+
+    def _again(self, number: int, **attrs: Any) -> bool:
+        """Launch a trial again before any other, with these facts about it."""
+        self.ledger.note(number, **attrs)
+        self.live.pop(number)
+        self._refresh(number)
+        self.waiting.insert(0, number)
+        return False
+
+    def lost(self, launch: Launch, cause: str, *, announced: bool = False) -> None:
+        """The attempt's process or machine died. The trial is started again, within a budget of its own.
+
+        `announced`: the machine was taken away with notice, which is charged to no budget.
+        """
         number = launch.number
         if self.live.get(number) != launch:
             return
         self.live.pop(number)
-        faults = self.rows[number].faults + 1
-        self.ledger.note(number, faults=faults)
+        row = self.rows[number]
+        here = row.faults_here + (not announced)
+        self.ledger.note(number, faults=row.faults + 1, faults_at=[row.epoch, here])
         self._refresh(number)
-        if faults > self.config.machine_faults:
-            self._finish(number, "FAIL", None, f"its process or machine died {faults} times, last: {cause}")
+        if here > self.config.machine_faults:
+            at = f" without getting past epoch {row.epoch}" if row.epoch else ""
+            self._finish(number, "FAIL", None, f"its process or machine died {here} times{at}, last: {cause}")
         else:
             self.waiting.append(number)
 
@@ -254,6 +285,7 @@ class Conductor:
         self.live.pop(number, None)
         self._refresh(number)
         self.on_finish(self.rows[number])
+        self.hopeless = self.hopeless or self._first_failures.end(cause if state == "FAIL" else None)
         return False
 
     def _refresh(self, number: int) -> None:

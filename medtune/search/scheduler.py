@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from medtune.errors import Leaving
 from medtune.search.conductor import Conductor, Report
 from medtune.search.searcher import LedgerSearcher, nothing
 
@@ -31,9 +32,16 @@ class LedgerScheduler(FIFOScheduler):
         lines = [line for line in str(error).splitlines() if line.strip()] if error else []
         if lines:
             self.searcher.causes[trial.trial_id] = f"{type(error).__name__}: {lines[-1].strip()}"
+        if _announced(trial.get_pickled_error()):
+            self.searcher.announced.add(trial.trial_id)
 
     def __reduce__(self) -> Any:
         return nothing, ()
+
+
+def _announced(error: Exception | None) -> bool:
+    """Whether a trial ended because its machine was taken away with notice."""
+    return getattr(error, "preempted", False) or isinstance(getattr(error, "cause", None), Leaving)
 
 
 class Ticker(Callback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,8 @@ class LedgerSearcher(Searcher):
         self.launches: dict[str, Launch] = {}
         self.causes: dict[str, str] = {}
         """Why a trial's process died, by Tune's trial id, where Ray knows."""
+        self.announced: set[str] = set()
+        """Trials, by Tune's id, whose machine was taken away with notice."""
         self.stopping = False
         """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
 
@@ -42,7 +46,18 @@ class LedgerSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's word that a trial is over counts only when its process died: all else was reported before."""
         if error and not self.stopping:
-            self.conductor.lost(self.launches[trial_id], self.causes.pop(trial_id, "the process ended without a word"))
+            cause = self.causes.pop(trial_id, "the process ended without a word")
+            self.conductor.lost(self.launches[trial_id], cause, announced=trial_id in self.announced)
+
+    def stop(self) -> None:
+        """End Tune's run: what is running is interrupted and stays unfinished in the ledger."""
+        self.stopping = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
+
+    def stop_if_hopeless(self) -> None:
+        """End Tune's run when the conductor has given up."""
+        if self.conductor.hopeless and not self.stopping:
+            self.stop()
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is the state; Tune's snapshot is not used."""
