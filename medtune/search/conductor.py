@@ -7,12 +7,13 @@ needed to go on after the driver was killed is in the ledger and in the trials' 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from medtune.claim import claim
 from medtune.config import StudyConfig, TrialConfig
+from medtune.placement import Place
 from medtune.search.alike import FirstFailures
 from medtune.search.asha import keep
 from medtune.search.ledger import Ledger, Row
@@ -31,6 +32,8 @@ class Launch:
     config: TrialConfig
     micro_batch: int | None = None
     """Images a device computes at once at most, when an earlier attempt found that more do not fit."""
+    place: Place | None = None
+    """Where it runs; None: nobody places the study's trials."""
 
     def folder(self, trials: Path) -> Path:
         """Where this attempt writes, and nothing else does."""
@@ -59,6 +62,8 @@ class Report:
     """Time this attempt has taken so far."""
     micro_batch: int | None = None
     """Images a device computes at once; after `out_of_memory`, to be computed at once by the next attempt."""
+    memory: dict[str, Any] | None = None
+    """What a process alone on its GPU has taken of it (`medtune.memory.used`)."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,6 +82,16 @@ def trial_folder(trials: Path, number: int) -> Path:
 def attempt_folder(trials: Path, number: int, attempt: int) -> Path:
     """An attempt's folder."""
     return trial_folder(trials, number) / f"attempt-{attempt}"
+
+
+class Placing(Protocol):
+    """Finds the places where trials run (`medtune.placer.Placer`)."""
+
+    def place(self, number: int, config: TrialConfig) -> Place | None:
+        """Where a trial may start now; None: nowhere yet."""
+
+    def moves(self, launch: Launch, report: Report) -> bool:
+        """Take in a report; whether the trial should go on elsewhere, as it is, in another attempt."""
 
 
 class Conductor:
@@ -105,6 +120,7 @@ class Conductor:
         self.planned = planned
         self.slots = slots
         self.on_finish = on_finish
+        self.placing: Placing | None = None
         self.rows: dict[int, Row] = {row.number: row for row in ledger.rows()}
         self.live: dict[int, Launch] = {}
         self.waiting: list[int] = []
@@ -166,28 +182,52 @@ class Conductor:
         """What to start now. `later`: nothing until something is reported; `done`: every trial has ended."""
         if self.hopeless:
             return "done"
-        if len(self.live) >= self.slots():
+        slots = self.slots()
+        if len(self.live) >= slots:
             return "later"
-        while self.waiting:
-            number = self.waiting.pop(0)
+        for number in list(self.waiting):
+            place = self._place(number)
+            if place is None and self.placing is not None:
+                continue
+            self.waiting.remove(number)
             # Its last process may have ended after all, behind the driver's back.
             self._hear_folder(self.rows[number])
             self._refresh(number)
             if not self.rows[number].finished:
-                return self._begin(number)
-        if len(self.rows) < self.config.trials:
+                return self._begin(number, place)
+        # Each place that is free now may be tried with one trial more than those that it does not suit.
+        while len(self.rows) < self.config.trials and len(self.live) + len(self.waiting) < slots:
             count = len(self.rows)
             number = self.ledger.ask(self.space, self.config, self.first[count] if count < len(self.first) else None)
-            return self._begin(number)
-        return "later" if self.live else "done"
+            self._refresh(number)
+            place = self._place(number)
+            if place is not None or self.placing is None:
+                return self._begin(number, place)
+            self.waiting.append(number)
+        unfinished = self.live or self.waiting or len(self.rows) < self.config.trials
+        return "later" if unfinished else "done"
 
-    def _begin(self, number: int) -> Launch:
+    def _place(self, number: int) -> Place | None:
+        return None if self.placing is None else self.placing.place(number, self.trial_config(number))
+
+    def trial_config(self, number: int) -> TrialConfig:
+        """What a trial is trained with."""
+        settings = self.rows[number].settings
+        assert settings is not None
+        return configured(self.config.trial, number, settings)
+
+    def take_back(self, launch: Launch) -> None:
+        """The attempt was not started, and will not be: its place is gone. It is launched again where there is one."""
+        if self.live.get(launch.number) == launch:
+            self._again(launch.number)
+
+    def _begin(self, number: int, place: Place | None) -> Launch:
         self._refresh(number)
         attempt = self.rows[number].attempt + 1
         self.ledger.note(number, attempt=attempt)
         self._refresh(number)
         claim(trial_folder(self.trials, number), attempt)
-        launch = self._launch(number, attempt)
+        launch = replace(self._launch(number, attempt), place=place)
         self.live[number] = launch
         return launch
 
@@ -221,11 +261,12 @@ class Conductor:
             return False
         number = report.number
         self.ledger.note(number, latest=_merged(self.rows[number].latest, report))
+        moves = self.placing is not None and self.placing.moves(launch, report)
         if report.status == "fail":
             return self._fail(report)
         if report.status == "out_of_memory":
             # No fault: it goes on at once in another attempt, from its last checkpoint.
-            return self._again(number, micro_batch=report.micro_batch)
+            return self._again(number, **({} if moves else {"micro_batch": report.micro_batch}))
         if report.value is not None:
             self.ledger.record_epoch(number, report.epoch, report.value)
         if report.status == "complete":
@@ -243,7 +284,9 @@ class Conductor:
             if not kept:
                 return self._finish(number, "PRUNED", report.value)
             self._refresh(number)
-        return True
+        if moves:
+            self._again(number)
+        return not moves
 
     def _fail(self, report: Report) -> bool:
         """The trial's own error: it is tried again within its budget, from its last checkpoint."""
