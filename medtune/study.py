@@ -73,7 +73,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
             folder / "trials",
             first=definition.first,
             planned=definition.planned,
-            on_finish=lambda row: _settle(folder, conductor, row),
+            on_finish=lambda row: settle(folder, conductor, row),
         )
         progress.begin(conductor, [*starts, *conductor.recover()])
         if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
@@ -137,7 +137,7 @@ def _only_driver(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _settle(folder: Path, conductor: Conductor, row: Row) -> None:
+def settle(folder: Path, conductor: Conductor, row: Row) -> None:
     """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
     from medtune.checkpoint import discard  # imports torch, which reading a study back does without
 
