@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -17,8 +18,14 @@ from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.definition import Definition, read_study
 from medtune.errors import ConfigError, StudyError
-from medtune.reservation import Reservation
+from medtune.growth import Scouts, growable
+from medtune.machines import Machines
+from medtune.needs import FOLDER, Needs
+from medtune.placement import Place
+from medtune.placer import Placer
+from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
+from medtune.usage import Usage
 
 
 def launch(
@@ -47,15 +54,22 @@ def launch(
     from medtune.search.scheduler import LedgerScheduler
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
+    from medtune.watch import Watch, WatchCallback
 
     start_ray()
-    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
-        reservation.require_room(ray.nodes())
+        placer = place_trials(config, conductor, folder.parent / FOLDER)
     except ConfigError:
         ray.shutdown()
         raise
-    conductor.slots = lambda: reservation.slots(ray.nodes(), config.concurrent)
+    reservation = placer.reservation
+    watch = Watch(
+        conductor,
+        placer,
+        Usage(folder, gpus=bool(reservation.gpus)),
+        Scouts(reservation) if placer.limit else None,
+        progress.say,
+    )
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
@@ -65,7 +79,7 @@ def launch(
     external = external_folder(config.external_dir)
 
     def to_spec(launch: Launch) -> dict[str, Any]:
-        return to_config(
+        spec = to_config(
             AttemptSpec(
                 number=launch.number,
                 attempt=launch.attempt,
@@ -83,17 +97,20 @@ def launch(
                 processes=reservation.processes,
                 gpu_share=reservation.gpus or 1.0,
                 micro_batch=launch.micro_batch,
+                memory_cap=placer.cap(launch),
+                measure=launch.place is not None and launch.place.measuring,
             )
         )
+        return spec | {"place": json.dumps(launch.place.to_dict() if launch.place else None)}
 
-    searcher = LedgerSearcher(conductor, to_spec)
+    searcher = LedgerSearcher(conductor, to_spec, watch.tick)
     runs = folder / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
+        tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LedgerScheduler(conductor, searcher),
+            scheduler=LedgerScheduler(conductor, searcher, placer.gone),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -102,7 +119,7 @@ def launch(
             name=f"run-{int(time.time())}",
             storage_path=str(runs),
             verbose=0,
-            callbacks=[progress.callback()],
+            callbacks=[progress.callback(), WatchCallback(watch, searcher)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -111,10 +128,39 @@ def launch(
         with stop_on_signal(searcher, progress):
             tuner.fit()
     finally:
+        watch.end()
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
     if searcher.stopping:
         raise KeyboardInterrupt
+
+
+def place_trials(config: StudyConfig, conductor: Conductor, needs: Path) -> Placer:
+    """Have the conductor's trials placed on the machines of the cluster that is attached.
+
+    Raises ConfigError for what they could never hold, nor any that the cluster can add.
+    """
+    import ray
+
+    most = growable()
+    reservation = Reservation.of(config, max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)))
+    limit = most.get("GPU" if reservation.gpus else "CPU", 0.0)
+    if not limit:
+        reservation.require_room(ray.nodes())
+    machines = Machines(ray.nodes, gpus=bool(reservation.gpus))
+    machines.settle()
+    known = Needs(needs, reservation.processes)
+    placer = Placer(
+        conductor, reservation, machines, known, share=config.share_gpus, most=config.concurrent, limit=limit
+    )
+    conductor.placing = placer
+    conductor.slots = placer.slots
+    return placer
+
+
+def resources(config: dict[str, Any]) -> Any:
+    """Tune's request for a launch: placed as the driver decided."""
+    return request(Place(**json.loads(config["place"])))
 
 
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
