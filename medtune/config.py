@@ -210,6 +210,8 @@ class StudyConfig:
     """CPU cores each process of a trial computes with."""
     gpus_per_trial: float | None = None
     """GPUs a trial reserves, several for one process each; none: one a process where there is a GPU, else 0."""
+    share_gpus: bool = False
+    """Let small trials have a GPU together, each its part by what was measured of its need."""
     processes_per_trial: int | None = None
     """Processes that train one trial together, sharing its batches; none: one for each of its GPUs."""
     machine_faults: int = 3
@@ -250,6 +252,9 @@ class StudyConfig:
         several = self.processes() > 1 or (gpus or 0) > 1
         _require(not several or gpus in (None, 0, self.processes()), "gpus_per_trial", rule, gpus)
         _require(not (self.new and self.resume), "resume", "left out with new, which starts another study", self.resume)
+        if self.share_gpus:
+            _require(gpus is None, "share_gpus", "off where gpus_per_trial says what a trial gets", True)
+            _require(self.processes() == 1, "share_gpus", "off where several processes train a trial", True)
         plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
         _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -13,14 +14,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from medtune.cluster.roster import Roster
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.data.courier import start_courier
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
 from medtune.errors import MedtuneError, StudyError
-from medtune.reservation import Reservation
+from medtune.growth import Scouts, growable
+from medtune.machines import Machines
+from medtune.needs import FOLDER, Needs
+from medtune.placement import Place
+from medtune.placer import Placer
+from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
+from medtune.usage import Usage
 
 
 def launch(
@@ -51,19 +59,26 @@ def launch(
     from medtune.search.scheduler import LedgerScheduler, Ticker
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
+    from medtune.watch import Watch, WatchCallback
 
     # On a cluster nodes may come that have no data folder, and go without a word.
     pack_key = pack(progress.data) if cluster_address() else None
     start_ray()
     courier = start_courier(pack_key) if pack_key else None
-    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
         roster = preflight(str(folder.parent), progress.say)
-        reservation.require_room(roster.fit_nodes())
+        placer = place_trials(config, conductor, roster, folder.parent / FOLDER)
     except MedtuneError:
         ray.shutdown()
         raise
-    conductor.slots = lambda: reservation.slots(roster.fit_nodes(), config.concurrent)
+    reservation = placer.reservation
+    watch = Watch(
+        conductor,
+        placer,
+        Usage(folder, gpus=bool(reservation.gpus)),
+        Scouts(reservation) if placer.limit else None,
+        progress.say,
+    )
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
@@ -73,7 +88,7 @@ def launch(
     external = external_folder(config.external_dir)
 
     def to_spec(launch: Launch) -> dict[str, Any]:
-        return to_config(
+        spec = to_config(
             AttemptSpec(
                 number=launch.number,
                 attempt=launch.attempt,
@@ -93,17 +108,20 @@ def launch(
                 micro_batch=launch.micro_batch,
                 pack=pack_key,
                 watched=pack_key is not None,
+                memory_cap=placer.cap(launch),
+                measure=launch.place is not None and launch.place.measuring,
             )
         )
+        return spec | {"place": json.dumps(launch.place.to_dict() if launch.place else None)}
 
-    searcher = LedgerSearcher(conductor, to_spec)
+    searcher = LedgerSearcher(conductor, to_spec, watch.tick)
     runs = folder / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
+        tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LedgerScheduler(conductor, searcher),
+            scheduler=LedgerScheduler(conductor, searcher, placer.gone),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -112,7 +130,7 @@ def launch(
             name=f"run-{int(time.time())}",
             storage_path=str(runs),
             verbose=0,
-            callbacks=[progress.callback(), Ticker(searcher.stop_if_hopeless)],
+            callbacks=[progress.callback(), WatchCallback(watch, searcher), Ticker(searcher.stop_if_hopeless)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -121,6 +139,7 @@ def launch(
         with stop_on_signal(searcher, progress):
             tuner.fit()
     finally:
+        watch.end()
         roster.close()
         del courier
         ray.shutdown()
@@ -129,6 +148,34 @@ def launch(
         raise StudyError(conductor.hopeless)
     if searcher.stopping:
         raise KeyboardInterrupt
+
+
+def place_trials(config: StudyConfig, conductor: Conductor, roster: Roster, needs: Path) -> Placer:
+    """Have the conductor's trials placed on the machines of the cluster that is attached.
+
+    Raises ConfigError for what they could never hold, nor any that the cluster can add.
+    """
+    import ray
+
+    most = growable()
+    reservation = Reservation.of(config, max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)))
+    limit = most.get("GPU" if reservation.gpus else "CPU", 0.0)
+    if not limit:
+        reservation.require_room(roster.fit_nodes())
+    machines = Machines(roster.fit_nodes, gpus=bool(reservation.gpus))
+    machines.settle()
+    known = Needs(needs, reservation.processes)
+    placer = Placer(
+        conductor, reservation, machines, known, share=config.share_gpus, most=config.concurrent, limit=limit
+    )
+    conductor.placing = placer
+    conductor.slots = placer.slots
+    return placer
+
+
+def resources(config: dict[str, Any]) -> Any:
+    """Tune's request for a launch: placed as the driver decided."""
+    return request(Place(**json.loads(config["place"])))
 
 
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")

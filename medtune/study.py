@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import platformdirs
 from medtune.config import StudyConfig
 from medtune.data import load_pair
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.errors import StudyError, unknown
+from medtune.errors import ConfigError, StudyError, unknown
 from medtune.launch import launch
 from medtune.record import write_json
 from medtune.search.conductor import Conductor, minimised, trial_folder
@@ -61,8 +62,9 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         external_fallback=definition.external_fallback,
     )
     starts = check_pretrained(config, definition, len(data.classes))
+    new = not folder.exists()
     _require_writable(folder)
-    with _only_driver(folder):
+    with _no_trace_if_refused(folder, new), _only_driver(folder):
         check_same_study(folder, name, config, definition, data)
         progress = Progress(name, folder, config, data)
         ledger = Ledger.open(folder / "ledger.journal", name, "minimize" if _minimise(config) else "maximize")
@@ -114,6 +116,17 @@ def _require_writable(folder: Path) -> None:
             f"cannot write to the study's folder {folder}: {error.strerror}. "
             "Choose another with --storage or $MEDTUNE_STORAGE"
         ) from None
+
+
+@contextlib.contextmanager
+def _no_trace_if_refused(folder: Path, new: bool) -> Iterator[None]:
+    """A study that was refused before its first trial leaves no folder behind that the next one would have to go on with."""
+    try:
+        yield
+    except ConfigError:
+        if new and not (folder / "trials").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _minimise(config: StudyConfig) -> bool:

@@ -207,6 +207,10 @@ class Conductor:
         unfinished = self.live or self.waiting or len(self.rows) < self.config.trials
         return "later" if unfinished else "done"
 
+    def to_come(self) -> int:
+        """Trials that were not begun yet."""
+        return max(0, self.config.trials - len(self.rows))
+
     def _place(self, number: int) -> Place | None:
         return None if self.placing is None else self.placing.place(number, self.trial_config(number))
 

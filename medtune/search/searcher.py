@@ -19,8 +19,15 @@ def nothing() -> None:
 class LedgerSearcher(Searcher):
     """Feeds a Tune run from the ledger, whatever the run's own trial ids are."""
 
-    def __init__(self, conductor: Conductor, to_config: Callable[[Launch], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        conductor: Conductor,
+        to_config: Callable[[Launch], dict[str, Any]],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tick` is called as often as Tune asks."""
         super().__init__()
+        self.tick = tick
         self.conductor = conductor
         self.to_config = to_config
         self.launches: dict[str, Launch] = {}
@@ -35,6 +42,7 @@ class LedgerSearcher(Searcher):
         """A configuration, None for later, or FINISHED."""
         if self.stopping:
             return Searcher.FINISHED
+        self.tick()  # Tune's loop stands still while nothing runs and nothing can be started
         launch = self.conductor.next_launch()
         if launch == "done":
             return Searcher.FINISHED
