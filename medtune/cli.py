@@ -37,8 +37,15 @@ def studies(*, storage: Path | None = None, json: bool = False) -> None:
         best = "" if item["best_value"] is None else f"{item['selection']} {item['best_value']:.4f}"
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created"]))
         marks = [mark for mark, on in (("running", item["running"]), ("SYNTHETIC", item["synthetic"])) if on]
+        driver = item["driver"]
+        if driver and driver["state"] in ("failed", "crashed", "killed", "stopped"):
+            marks.append(driver["state"])
         table.add_row(item["name"], begun, counts, best, " ".join(marks))
     _print_table(table, "no studies yet")
+    for item in found:
+        driver = item["driver"]
+        if driver and driver["state"] in ("failed", "crashed"):
+            print(f"{item['name']} {driver['state']}, exit status {driver['status']}: {driver['message']}")
 
 
 def trials(study: StudyName, *, storage: Path | None = None, json: bool = False) -> None:

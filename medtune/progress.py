@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -45,11 +46,15 @@ def seconds_of(row: Row) -> float:
 class Progress:
     """Shows a study from its conductor; as a context manager while trials run."""
 
-    def __init__(self, name: str, folder: Path, config: StudyConfig, data: PairData) -> None:
+    def __init__(
+        self, name: str, folder: Path, config: StudyConfig, data: PairData, log: TextIO | None = None
+    ) -> None:
+        """`log`: gets every line as well, those that the table stands for included."""
         self.name = name
         self.folder = folder
         self.config = config
         self.data = data
+        self.log = log
         self.console = Console(soft_wrap=True) if not Console().is_terminal else Console()
         self.started = time.monotonic()
         self.shown: dict[int, tuple[str, int]] = {}
@@ -60,6 +65,12 @@ class Progress:
     def say(self, text: str) -> None:
         """One line, above the table if there is one."""
         self.console.print(Text(text))
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if self.log is not None:
+            with contextlib.suppress(OSError):  # a full disk is told of by what needs it
+                self.log.write(f"{text}\n")
 
     def begin(self, conductor: Conductor, notes: list[str]) -> None:
         """Say what will run on what, and what an earlier launch left."""
@@ -132,11 +143,10 @@ class Progress:
     def _show(self) -> None:
         if self.live is not None:
             self.live.update(self._table(), refresh=True)
-            return
         for row in list(self.conductor.rows.values()):
             if self.shown.get(row.number) != (row.state, row.epoch):
                 self.shown[row.number] = (row.state, row.epoch)
-                self.say(self._line(row))
+                (self.say if self.live is None else self._note)(self._line(row))
 
     def _line(self, row: Row) -> str:
         clock = duration(time.monotonic() - self.started)

@@ -16,6 +16,7 @@ import filelock
 
 from medtune.config import TrialConfig
 from medtune.definition import read_study
+from medtune.driver import last_driver
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
 from medtune.record import earlier_epochs
@@ -111,6 +112,7 @@ def study_summary(study: Study) -> dict[str, Any]:
         "script": study.record["script"],
         "preset": study.record["preset"],
         "running": study.running,
+        "driver": last_driver(study.folder, study.running),
         "trials": counts,
         "selection": study.selection,
         "best_trial": best.number if best else None,

@@ -14,8 +14,9 @@ import platformdirs
 from medtune.config import StudyConfig
 from medtune.data import load_pair
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
+from medtune.driver import DriverRecord, who_drives
 from medtune.errors import ConfigError, StudyError, unknown
-from medtune.launch import launch
+from medtune.launch import cluster_address, launch
 from medtune.record import write_json
 from medtune.search.conductor import Conductor, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
@@ -64,9 +65,14 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     starts = check_pretrained(config, definition, len(data.classes))
     new = not folder.exists()
     _require_writable(folder)
-    with _no_trace_if_refused(folder, new), _only_driver(folder):
+    on_cluster = cluster_address() is not None
+    with (
+        _no_trace_if_refused(folder, new),
+        _only_driver(folder),
+        DriverRecord(folder, on_cluster=on_cluster) as driver,
+    ):
         check_same_study(folder, name, config, definition, data)
-        progress = Progress(name, folder, config, data)
+        progress = Progress(name, folder, config, data, driver.log)
         ledger = Ledger.open(folder / "ledger.journal", name, "minimize" if _minimise(config) else "maximize")
         conductor = Conductor(
             ledger,
@@ -142,7 +148,7 @@ def _only_driver(folder: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise StudyError(
             f"study {folder.name!r} is being run by another process (it holds {folder / 'driver.lock'}). "
-            "Wait for it, stop it, or start another study with --new or --name."
+            f"{who_drives(folder)}Wait for it, stop it, or start another study with --new or --name."
         ) from None
     try:
         yield

@@ -15,7 +15,7 @@ TIMEOUT = 10.0
 
 def is_joined(address: str, timeout: float = TIMEOUT) -> bool:
     """Whether the cluster at `address` counts this machine among its living nodes; False where nothing answers."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 
     try:
         nodes = GcsClient(address=address).get_all_node_info(timeout=timeout).values()
