@@ -1,4 +1,4 @@
-"""Two raylets in one machine, one of them with another package: asked, refused before any trial, left out when it joins late."""
+"""Two raylets in one machine, one with another package: asked, refused before any trial, left out when it joins late."""
 
 from __future__ import annotations
 
