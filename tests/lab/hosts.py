@@ -244,6 +244,8 @@ class Lab:
             "TERM": "dumb",
             "LANG": "C.UTF-8",
             "PATH": "/root/medtune/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": "/root/medtune",
+            "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONUNBUFFERED": "1",
             **(env or {}),
