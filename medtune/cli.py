@@ -51,6 +51,7 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
     """
     from medtune.progress import brief
     from medtune.results import SYNTHETIC, load_study, trial_summary
+    from medtune.usage import lines, read_usage
 
     found = load_study(study, storage)
     items = [trial_summary(found, row) for row in found.rows]
@@ -67,6 +68,8 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
         table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, item["node"] or "", what)
     _print_table(table, "no trials yet")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    for line in lines(read_usage(found.folder)):
+        print(line)
     if found.record["synthetic"]:
         print(SYNTHETIC)
 
