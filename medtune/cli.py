@@ -58,6 +58,7 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
     """
     from medtune.progress import brief
     from medtune.results import SYNTHETIC, load_study, trial_summary
+    from medtune.usage import lines, read_usage
 
     found = load_study(study, storage)
     items = [trial_summary(found, row) for row in found.rows]
@@ -79,6 +80,8 @@ def trials(study: StudyName, *, storage: Path | None = None, json: bool = False)
     if interrupted:
         print("faults: times its process or machine died; errors: of its own, after which it was tried again")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    for line in lines(read_usage(found.folder)):
+        print(line)
     if found.record["synthetic"]:
         print(SYNTHETIC)
 

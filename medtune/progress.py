@@ -18,6 +18,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData
 from medtune.search.conductor import Conductor
 from medtune.search.ledger import Row
+from medtune.usage import lines, read_usage
 
 
 def brief(settings: dict[str, Any]) -> str:
@@ -216,8 +217,8 @@ class Progress:
         return Group(table, *note, *lines)
 
     def end(self) -> None:
-        """The outcome in words."""
-        for line in self.summary():
+        """The outcome in words, with what it took of the machines."""
+        for line in (*self.summary(), *lines(read_usage(self.folder))):
             self.say(line)
 
 

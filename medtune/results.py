@@ -23,6 +23,7 @@ from medtune.record import earlier_epochs
 from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.study import storage_folder
+from medtune.usage import read_usage
 
 OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
@@ -119,6 +120,7 @@ def study_summary(study: Study) -> dict[str, Any]:
         "best_value": best.value if best else None,
         "synthetic": study.record["synthetic"],
         "folder": str(study.folder),
+        "usage": read_usage(study.folder),
     }
 
 

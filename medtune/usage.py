@@ -110,9 +110,12 @@ def lines(usage: Mapping[str, Any]) -> list[str]:
         for machine in found["machines"]:
             idle = "" if machine["idle_share"] is None else f", {machine['idle_share']:.0%} idle"
             count = machine["count"]
-            what = f"{count:g} x {machine['kind']}" if unit == "gpu" else f"{count:g} cores"
-            trials = machine["trials"]
-            said.append(f"  {machine['host']} ({what}): {trials} trials, {trials / count:.1f} per {name}{idle}")
+            trials = f"{machine['trials']} trial{'s' if machine['trials'] != 1 else ''}"
+            if unit == "core":
+                said.append(f"  {machine['host']} ({count:g} cores): {trials}{idle}")
+                continue
+            each = f", {machine['trials'] / count:.1f} per GPU" if count > 1 else ""
+            said.append(f"  {machine['host']} ({count:g} x {machine['kind']}): {trials}{each}{idle}")
     return said
 
 

@@ -11,7 +11,7 @@ from ray.tune import Callback
 from medtune.config import TrialConfig
 from medtune.growth import Scouts
 from medtune.placer import Placer
-from medtune.search.conductor import Conductor
+from medtune.search.conductor import Conductor, Launch
 from medtune.search.searcher import LedgerSearcher, nothing
 from medtune.usage import Usage
 from medtune.waits import ANY, Waits
@@ -35,22 +35,17 @@ class Watch:
         self.scouts = scouts
         self.say = say
         self.waits = Waits(placer)
-        self.begun: set[tuple[int, int]] = set()
-        """Number and attempt of the launches whose process has started."""
-        self.looked = time.monotonic()
-        self.saved = self.looked
+        self.running: dict[str, Launch] = {}
+        """The launches whose process has started, by Tune's trial id."""
+        self.looked = self.counted = self.saved = time.monotonic()
 
     def tick(self) -> None:
         """Look, at most once a second."""
         now = time.monotonic()
         if now - self.looked < EVERY:
             return
-        seconds, self.looked = now - self.looked, now
-        machines = self.placer.machines()
-        live = {(launch.number, launch.attempt): launch for launch in self.conductor.live.values()}
-        self.begun &= set(live)
-        running = [live[key] for key in self.begun]
-        self.usage.count(seconds, machines, [(n.number, n.config.model, n.place) for n in running if n.place is not None])
+        self.looked = now
+        self.count()
         if now - self.saved >= SAVED:
             self.saved = now
             self.usage.save()
@@ -58,6 +53,13 @@ class Watch:
             self.scouts.send(self.wanted())
         for line in self.waits.tell(self._waiting(), now):
             self.say(line)
+
+    def count(self) -> None:
+        """Note the time since the last call to what ran in it."""
+        now = time.monotonic()
+        seconds, self.counted = now - self.counted, now
+        placed = [(one.number, one.config.model, one.place) for one in self.running.values() if one.place is not None]
+        self.usage.count(seconds, self.placer.machines(), placed)
 
     def wanted(self) -> int:
         """Places that the cluster may be asked to grow by."""
@@ -79,19 +81,27 @@ class Watch:
         """Write down what was counted, and send no more scouts."""
         if self.scouts is not None:
             self.scouts.send(0)
+        self.count()
         self.usage.save()
 
 
 class WatchCallback(Callback):
-    """Tune's word that a trial's process has started, and the time to look."""
+    """Tune's word that a trial's process has started or ended, and the time to look."""
 
     def __init__(self, watch: Watch, searcher: LedgerSearcher) -> None:
         self.watch = watch
         self.searcher = searcher
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        launch = self.searcher.launches[trial.trial_id]
-        self.watch.begun.add((launch.number, launch.attempt))
+        self.watch.count()
+        self.watch.running[trial.trial_id] = self.searcher.launches[trial.trial_id]
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.count()
+        self.watch.running.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_trial_complete(iteration, trials, trial)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.watch.tick()

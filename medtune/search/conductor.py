@@ -20,6 +20,9 @@ from medtune.search.ledger import Ledger, Row
 from medtune.search.space import SearchSpace
 from medtune.tracking import read_epochs, read_final, read_outcome
 
+AHEAD = 2
+"""Trials that are asked for, at most, for each place that is free and suits none that wait."""
+
 Status = Literal["running", "complete", "fail", "out_of_memory"]
 
 
@@ -195,8 +198,8 @@ class Conductor:
             self._refresh(number)
             if not self.rows[number].finished:
                 return self._begin(number, place)
-        # Each place that is free now may be tried with one trial more than those that it does not suit.
-        while len(self.rows) < self.config.trials and len(self.live) + len(self.waiting) < slots:
+        # What waits fits none of the free places: others may. Few, as the searcher proposes them on what is known today.
+        while len(self.rows) < self.config.trials and len(self.waiting) < AHEAD * (slots - len(self.live)):
             count = len(self.rows)
             number = self.ledger.ask(self.space, self.config, self.first[count] if count < len(self.first) else None)
             self._refresh(number)

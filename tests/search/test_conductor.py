@@ -8,12 +8,13 @@ from benchmarks.played import FAMILIES, TWO_FAMILIES, curve
 from medtune.claim import require_current
 from medtune.config import StudyConfig, TrialConfig
 from medtune.errors import Superseded
+from medtune.placement import Place
 from medtune.recipes import report_settings
 from medtune.search.asha import keep
 from medtune.search.conductor import Conductor, Report, attempt_folder, trial_folder
 from medtune.search.ledger import Ledger
 from medtune.search.plan import plan
-from medtune.search.space import Real, SearchSpace
+from medtune.search.space import Choice, Real, SearchSpace
 
 SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True))
 
@@ -468,3 +469,53 @@ def test_the_current_attempt_is_left_for_its_processes_to_see(bench):
         require_current(folder, old.attempt)
     (folder / "current.json").write_text("{torn")
     require_current(folder, old.attempt)  # decides nothing
+
+
+class OneKind:
+    """Places only trials of one model, `room` of them at a time."""
+
+    def __init__(self, conductor, model, room=1):
+        self.conductor, self.model, self.room, self.moving = conductor, model, room, False
+
+    def place(self, number, config):
+        fits = config.model == self.model and len(self.conductor.live) < self.room
+        return Place(("a",), "a", "GPU", 1) if fits else None
+
+    def moves(self, launch, report):
+        return self.moving
+
+
+def test_a_trial_that_has_no_place_waits_and_others_go_before_it(tmp_path):
+    settings = [{"model": "resnet50"}, {"model": "medmamba_t"}, {"model": "resnet50"}, {"model": "resnet50"}]
+    space = SearchSpace(model=Choice(options=("resnet50", "medmamba_t")))
+    bench = Bench(tmp_path, space, settings, True, first_rung=1.0)
+    bench.conductor.placing = OneKind(bench.conductor, "medmamba_t")
+    assert bench.launch().number == 1
+    assert bench.conductor.next_launch() == "later"
+    assert bench.conductor.waiting == [0, 2] and len(bench.conductor.rows) == 3, "two for the free place, and no more"
+    bench.conductor.placing.model, bench.conductor.placing.room = "resnet50", 2
+    launch = bench.launch()
+    assert (launch.number, launch.attempt, launch.place.host) == (0, 1, "a")
+    bench.reopen()
+    assert bench.conductor.waiting == [0, 1, 2], "none is forgotten when the driver is killed"
+
+
+def test_a_trial_that_moves_goes_on_as_it_is_in_another_attempt(bench):
+    launch = bench.launch()
+    bench.conductor.placing = OneKind(bench.conductor, launch.config.model)
+    bench.conductor.placing.moving = True
+    assert not bench.conductor.report(say(launch, 1, 0.5))
+    again = bench.launch()
+    assert (again.number, again.attempt, again.micro_batch) == (0, 2, None)
+    assert not bench.conductor.report(say(again, 0, None, "out_of_memory", micro_batch=8))
+    assert bench.launch().micro_batch is None, "where there is more room nothing is halved"
+    assert bench.conductor.rows[0].faults == 0 and bench.conductor.rows[0].epoch == 1
+
+
+def test_what_was_not_started_is_taken_back_at_no_charge(bench):
+    launch = bench.launch()
+    bench.conductor.take_back(launch)
+    again = bench.launch()
+    assert (again.number, again.attempt) == (0, 2) and bench.conductor.rows[0].faults == 0
+    bench.conductor.take_back(launch)
+    assert bench.conductor.live[0] == again, "an attempt that is no longer current is not"
