@@ -25,7 +25,8 @@ _LAST_WORDS = 5.0
 class Lifeline:
     """Watches the head at `address` (host:port) from this process; never ends but with it.
 
-    `draining`: asks whether this machine is about to leave; it may hang or raise when the head is gone.
+    `draining`: asks whether this machine is about to leave; it may hang or raise when the head is gone. `every`: seconds
+    between looks; `patience`: seconds without the head after which the process ends, by `end`.
     """
 
     def __init__(
@@ -33,8 +34,8 @@ class Lifeline:
         address: str,
         draining: Callable[[], bool],
         *,
-        every: float = EVERY,
-        patience: float = PATIENCE,
+        every: float,
+        patience: float,
         end: Callable[[], object] = lambda: os._exit(1),
     ) -> None:
         host, _, port = address.rpartition(":")
@@ -100,6 +101,6 @@ def to_this_cluster() -> Lifeline:
 
     context = ray.get_runtime_context()
     node = context.get_node_id()
-    line = Lifeline(context.gcs_address, lambda: node in state.get_draining_nodes())
+    line = Lifeline(context.gcs_address, lambda: node in state.get_draining_nodes(), every=EVERY, patience=PATIENCE)
     line.start()
     return line
