@@ -203,6 +203,33 @@ def sync(study: StudyName, *, storage: Path | None = None) -> None:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
 
 
+def doctor(
+    *,
+    cluster: bool = False,
+    launcher: Path | None = None,
+    expect: str | None = None,
+    storage: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Look at this machine, or at every node of the cluster, and say what would fail a study, with the remedy.
+
+    The exit status is 1 where something is wrong.
+
+    Args:
+        cluster: Look at all nodes of the Ray cluster that this machine is part of.
+        launcher: The file you gave to `ray up`: look at that cluster, and find code that was edited here since.
+        expect: Digest that medtune must have on this machine; --launcher gives it.
+        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.cluster import doctor as room
+    from medtune.study import storage_folder
+
+    if launcher is not None:
+        return room.from_launcher(launcher, [*(("--storage", str(storage)) if storage else ()), *["--json"] * json])
+    return room.doctor(storage_folder(storage), cluster=cluster, as_json=json, expect=expect)
+
+
 def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:
     """List the models that can be trained, with what they cost.
 
@@ -306,6 +333,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "sync": sync,
     "models": models,
+    "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where},
 }
 
@@ -320,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
         commands = commands[args.pop(0)]
     flat = {name: _group(name) if isinstance(command, dict) else command for name, command in commands.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
+        status = tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -329,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `medtune ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    return status or 0
 
 
 def _group(name: str) -> Any:

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.definition import Definition, read_study
-from medtune.errors import ConfigError, StudyError
+from medtune.errors import MedtuneError, StudyError
 from medtune.growth import Scouts, growable
 from medtune.machines import Machines
 from medtune.needs import FOLDER, Needs
@@ -51,6 +51,7 @@ def launch(
     import ray
     from ray import tune
 
+    from medtune.cluster.preflight import preflight
     from medtune.search.scheduler import LedgerScheduler
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
@@ -58,8 +59,9 @@ def launch(
 
     start_ray()
     try:
-        placer = place_trials(config, conductor, folder.parent / FOLDER)
-    except ConfigError:
+        roster = preflight(str(folder.parent), progress.say)
+        placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
+    except MedtuneError:
         ray.shutdown()
         raise
     reservation = placer.reservation
@@ -129,16 +131,20 @@ def launch(
             tuner.fit()
     finally:
         watch.end()
+        roster.close()
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
     if searcher.stopping:
         raise KeyboardInterrupt
 
 
-def place_trials(config: StudyConfig, conductor: Conductor, needs: Path) -> Placer:
+def place_trials(
+    config: StudyConfig, conductor: Conductor, needs: Path, nodes: Callable[[], Sequence[Mapping[str, Any]]]
+) -> Placer:
     """Have the conductor's trials placed on the machines of the cluster that is attached.
 
-    Raises ConfigError for what they could never hold, nor any that the cluster can add.
+    `nodes`: entries of `ray.nodes()` that may take trials now. Raises ConfigError for what they could never hold, nor any
+    that the cluster can add.
     """
     import ray
 
@@ -146,8 +152,8 @@ def place_trials(config: StudyConfig, conductor: Conductor, needs: Path) -> Plac
     reservation = Reservation.of(config, max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)))
     limit = most.get("GPU" if reservation.gpus else "CPU", 0.0)
     if not limit:
-        reservation.require_room(ray.nodes())
-    machines = Machines(ray.nodes, gpus=bool(reservation.gpus))
+        reservation.require_room(nodes())
+    machines = Machines(nodes, gpus=bool(reservation.gpus))
     machines.settle()
     known = Needs(needs, reservation.processes)
     placer = Placer(

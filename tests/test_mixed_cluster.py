@@ -115,13 +115,13 @@ def test_large_trials_on_large_cards(several, tmp_path):
     assert set(usage["hours_by_model"]) == {"resnet50", "medmamba_t"}
 
 
-def test_small_trials_share_a_card_by_what_was_measured(several, tmp_path):
+def test_small_trials_share_a_card_by_what_was_measured(several, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLAYED_SECONDS", "1")  # long enough for the others to start meanwhile
     several.join("large")
-    settings = replace(config(tmp_path, 10), name="share", share_gpus=True)
+    settings = replace(config(tmp_path, 6), name="share", share_gpus=True, first_rung=1.0)
     folder = run_study(settings, definition("share"), SmallTrial)
     rows = load_study(str(folder)).rows
-    assert len(rows) == 10 and {row.state for row in rows} <= {"COMPLETE", "PRUNED"}
-    assert [row.faults for row in rows] == [0] * 10
+    assert [(row.state, row.faults) for row in rows] == [("COMPLETE", 0)] * 6
     notes = where(folder)
     assert len(notes[0, 1]) == 1 and notes[0, 2][0]["epoch"] == 2, "one epoch alone, then goes on"
     assert notes[0, 1][0]["cap"] is None
