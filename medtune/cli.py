@@ -215,20 +215,31 @@ def sync(study: StudyName, *, storage: Path | None = None) -> None:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
 
 
-def doctor(*, cluster: bool = False, storage: Path | None = None, json: bool = False) -> int:
+def doctor(
+    *,
+    cluster: bool = False,
+    launcher: Path | None = None,
+    expect: str | None = None,
+    storage: Path | None = None,
+    json: bool = False,
+) -> int:
     """Look at this machine, or at every node of the cluster, and say what would fail a study, with the remedy.
 
     The exit status is 1 where something is wrong.
 
     Args:
         cluster: Look at all nodes of the Ray cluster that this machine is part of.
+        launcher: The file you gave to `ray up`: look at that cluster, and find code that was edited here since.
+        expect: Digest that medtune must have on this machine; --launcher gives it.
         storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
-    from medtune.cluster.doctor import doctor as examine
+    from medtune.cluster import doctor as room
     from medtune.study import storage_folder
 
-    return examine(storage_folder(storage), cluster=cluster, as_json=json)
+    if launcher is not None:
+        return room.from_launcher(launcher, [*(("--storage", str(storage)) if storage else ()), *["--json"] * json])
+    return room.doctor(storage_folder(storage), cluster=cluster, as_json=json, expect=expect)
 
 
 def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:

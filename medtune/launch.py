@@ -9,12 +9,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from medtune.cluster.roster import Roster
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.data.courier import start_courier
@@ -67,7 +66,7 @@ def launch(
     courier = start_courier(pack_key) if pack_key else None
     try:
         roster = preflight(str(folder.parent), progress.say)
-        placer = place_trials(config, conductor, roster, folder.parent / FOLDER)
+        placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
     except MedtuneError:
         ray.shutdown()
         raise
@@ -150,10 +149,13 @@ def launch(
         raise KeyboardInterrupt
 
 
-def place_trials(config: StudyConfig, conductor: Conductor, roster: Roster, needs: Path) -> Placer:
+def place_trials(
+    config: StudyConfig, conductor: Conductor, needs: Path, nodes: Callable[[], Sequence[Mapping[str, Any]]]
+) -> Placer:
     """Have the conductor's trials placed on the machines of the cluster that is attached.
 
-    Raises ConfigError for what they could never hold, nor any that the cluster can add.
+    `nodes`: entries of `ray.nodes()` that may take trials now. Raises ConfigError for what they could never hold, nor any
+    that the cluster can add.
     """
     import ray
 
@@ -161,8 +163,8 @@ def place_trials(config: StudyConfig, conductor: Conductor, roster: Roster, need
     reservation = Reservation.of(config, max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)))
     limit = most.get("GPU" if reservation.gpus else "CPU", 0.0)
     if not limit:
-        reservation.require_room(roster.fit_nodes())
-    machines = Machines(roster.fit_nodes, gpus=bool(reservation.gpus))
+        reservation.require_room(nodes())
+    machines = Machines(nodes, gpus=bool(reservation.gpus))
     machines.settle()
     known = Needs(needs, reservation.processes)
     placer = Placer(

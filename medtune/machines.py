@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medtune.cluster import facts
 from medtune.placement import Machine
 
 FRESH = 0.5
@@ -16,15 +17,13 @@ Gpu = tuple[str, float]
 """Name and bytes of memory."""
 
 
-def look() -> Gpu | None:
-    """The kind of the GPUs of the machine this runs on; None where NVIDIA's tool does not tell."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        name, _, mebibytes = said.splitlines()[0].rpartition(", ")
-        return name, float(mebibytes) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+def look(in_ray: bool = False) -> Gpu | None:
+    """The kind of the GPUs of the machine this runs on; None where NVIDIA's tool does not tell.
+
+    `in_ray`: this is Ray's worker process.
+    """
+    found = facts.gpus(facts.parent_environment() if in_ray else os.environ)
+    return (found[0]["name"], float(found[0]["total"])) if found else None
 
 
 class Machines:
@@ -80,7 +79,8 @@ class Machines:
             return True
         if node not in self._asked:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            self._asked[node] = ray.remote(look).options(num_cpus=0, scheduling_strategy=there).remote()
+            asked: Any = ray.remote(look).options(num_cpus=0, scheduling_strategy=there)
+            self._asked[node] = asked.remote(in_ray=True)
         done, _ = ray.wait([self._asked[node]], timeout=0)
         if not done:
             return False

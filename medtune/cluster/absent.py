@@ -93,11 +93,11 @@ def _why(told: Launcher, host: str) -> tuple[str, str]:
         )
     done = _ssh(told, address)
     if done is None or done.returncode == 255:
-        said = (done.stderr.strip().splitlines() or ["no answer in time"])[-1] if done else "no answer in time"
+        said = (done.stderr.strip().splitlines() if done else None) or ["no answer in time"]
         return (
-            f"is not in the cluster: ssh as {told.user} fails ({said})",
+            f"is not in the cluster: ssh as {told.user} fails ({said[-1].rstrip('.')})",
             "Let in the key that cluster.yaml names (ssh_private_key): "
-            f"ssh-copy-id -i KEY.pub {told.user}@{host}; then `ray up cluster.yaml`",
+            f"ssh-copy-id -i KEY.pub {told.user}@{host}; then `ray up --no-restart cluster.yaml`",
         )
     return _why_not_joined(told, done.stdout)
 

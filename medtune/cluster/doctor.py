@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,20 +17,28 @@ from rich.table import Table
 from rich.text import Text
 
 from medtune.cluster.absent import absent, launcher
-from medtune.cluster.findings import Finding, diagnose, together
+from medtune.cluster.facts import package
+from medtune.cluster.findings import RENEW, Finding, diagnose, together
 from medtune.cluster.nodes import Node, ask, here
+from medtune.data.cli import DEFAULT_PAIR
+from medtune.data.registry import pair
+from medtune.errors import StudyError
 from medtune.wandb_env import TrackingError, check, find_account, how_to_log_in, user_says_offline
 
 _COLOURS = {"error": "red", "warning": "yellow"}
 
 
-def doctor(storage: Path, *, cluster: bool, as_json: bool) -> int:
-    """Look, print, and return the exit status: 1 where something is wrong. Raises StudyError where no cluster answers."""
+def doctor(storage: Path, *, cluster: bool, as_json: bool, expect: str | None = None) -> int:
+    """Look, print, and return the exit status: 1 where something is wrong. Raises StudyError where no cluster answers.
+
+    `expect`: the digest that medtune has where the user works.
+    """
     with ThreadPoolExecutor(1) as pool:
         account = pool.submit(wandb)
         nodes, findings = examine_cluster(storage) if cluster else examine_machine(storage)
-        said, wandb_findings = account.result()
-    findings = together([*findings, *wandb_findings])
+        wandb_said, wandb_findings = account.result()
+    findings = together([*findings, *edited_since(expect), *wandb_findings])
+    said = [*images(), wandb_said]
     if as_json:
         print(json.dumps(to_json(nodes, findings, said), indent=1))
     else:
@@ -49,13 +60,42 @@ def examine_cluster(storage: Path) -> tuple[list[Node], list[Finding]]:
 
     start_ray()
     try:
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
         with ThreadPoolExecutor(1) as pool:
             missing: Future[list[Finding]] = pool.submit(absent, launcher(), alive)
             nodes = ask(alive, str(storage))
             return nodes, [*diagnose(nodes, here()), *missing.result()]
     finally:
         ray.shutdown()
+
+
+def from_launcher(file: Path, arguments: Sequence[str]) -> int:
+    """`medtune doctor --cluster` on the head of the cluster that `ray up FILE` made, which also hears what medtune is here.
+
+    Returns the exit status. Raises StudyError when there is no such file.
+    """
+    if not file.is_file():
+        raise StudyError(f"no file {file}: name the one that you gave to `ray up`")
+    mine = package()
+    assert mine is not None
+    command = ["medtune", "doctor", "--cluster", "--expect", mine["digest"], *arguments]
+    ray = Path(sys.executable).with_name("ray")
+    return subprocess.run([str(ray), "exec", str(file), shlex.join(command)]).returncode
+
+
+def edited_since(expect: str | None) -> list[Finding]:
+    """Whether medtune was edited where the user works after it was brought here: then all nodes agree on what is stale."""
+    mine = package()
+    if expect is None or mine is None or mine["digest"] == expect:
+        return []
+    what = "medtune on the head is not the one where you are: it was edited since, or this is another checkout"
+    return [Finding("error", "the cluster", what, RENEW)]
+
+
+def images() -> list[str]:
+    """Where the images lie that a study on this machine uses; other nodes get them from here."""
+    places = pair(DEFAULT_PAIR).where(data_dir=None, external_dir=None)
+    return [f"{DEFAULT_PAIR}: {p.what} {p.path}: {p.found} (`medtune data check` verifies it)" for p in places if p.used]
 
 
 def wandb() -> tuple[str, list[Finding]]:
@@ -73,12 +113,12 @@ def wandb() -> tuple[str, list[Finding]]:
     return f"W&B: {account.url} takes the key", []
 
 
-def to_json(nodes: Sequence[Node], findings: Sequence[Finding], said: str) -> dict[str, Any]:
+def to_json(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]) -> dict[str, Any]:
     """All that is known, in plain values."""
-    return {"nodes": [asdict(node) for node in nodes], "findings": [asdict(f) for f in findings], "wandb": said}
+    return {"nodes": [asdict(node) for node in nodes], "findings": [asdict(f) for f in findings], "notes": list(said)}
 
 
-def show(nodes: Sequence[Node], findings: Sequence[Finding], said: str) -> None:
+def show(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]) -> None:
     """A table of the nodes, then what is wrong."""
     console = Console()
     if not console.is_terminal:
@@ -87,7 +127,8 @@ def show(nodes: Sequence[Node], findings: Sequence[Finding], said: str) -> None:
     for node in nodes:
         table.add_row(*row(node))
     console.print(table)
-    console.print(Text(said))
+    for line in said:
+        console.print(Text(line), soft_wrap=True)
     for finding in findings:
         console.print(Text(finding.severity, style=_COLOURS[finding.severity]) + Text(f": {finding}"), soft_wrap=True)
     errors = sum(finding.severity == "error" for finding in findings)

@@ -12,7 +12,6 @@ from medtune.search.conductor import Report
 from medtune.trial import Attempt, MedtuneTrial
 from tests.conftest import TinyNet
 
-
 lifeline.EVERY = 0.3
 
 
