@@ -15,10 +15,13 @@ from typing import Any
 
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
+from medtune.data.folders import user_folder
 from medtune.definition import Definition, read_study
 from medtune.errors import MedtuneError, StudyError
 from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch
+from medtune.storage.desk import Listener
+from medtune.storage.home import Home
 
 
 def launch(
@@ -28,6 +31,7 @@ def launch(
     definition: Definition,
     progress: Any,
     trainable: type | None,
+    home: Home,
 ) -> None:
     """One Tune run, from the ledger to the ledger."""
     # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
@@ -85,11 +89,15 @@ def launch(
                 processes=reservation.processes,
                 gpu_share=reservation.gpus or 1.0,
                 micro_batch=launch.micro_batch,
+                storage=home.bucket.uri if home.bucket else None,
+                storage_patience=config.storage_patience,
             )
         )
 
     searcher = LedgerSearcher(conductor, to_spec)
-    runs = folder / "ray"
+    home.serve(searcher)
+    # Not in the storage: what Tune cannot write there would end the run.
+    runs = user_folder() / "tune" / study_id
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
@@ -110,12 +118,14 @@ def launch(
         ),
     )
     try:
-        with stop_on_signal(searcher, progress):
+        with stop_on_signal(searcher, progress), Listener(progress.say):
             tuner.fit()
     finally:
         roster.close()
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
+    if searcher.fault:
+        raise searcher.fault
     if searcher.stopping:
         raise KeyboardInterrupt
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -45,9 +44,9 @@ def seconds_of(row: Row) -> float:
 class Progress:
     """Shows a study from its conductor; as a context manager while trials run."""
 
-    def __init__(self, name: str, folder: Path, config: StudyConfig, data: PairData) -> None:
+    def __init__(self, name: str, where: str, config: StudyConfig, data: PairData) -> None:
         self.name = name
-        self.folder = folder
+        self.where = where
         self.config = config
         self.data = data
         self.console = Console(soft_wrap=True) if not Console().is_terminal else Console()
@@ -68,7 +67,7 @@ class Progress:
         done = sum(row.finished for row in conductor.rows.values())
         train = min(len(self.data.train.labels), trial.train_limit or len(self.data.train.labels))
         tested = min(len(self.data.external.labels), trial.external_limit or len(self.data.external.labels))
-        self.say(f"study {self.name} in {self.folder}")
+        self.say(f"study {self.name} in {self.where}")
         self.say(f"  {self._what()}")
         chosen = "class-balanced " if trial.train_limit and train < len(self.data.train.labels) else ""
         self.say(f"  {train} {chosen}training images of {self.data.name}")

@@ -27,6 +27,7 @@ from medtune.evaluate import default_device, external_test, own_test
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, no_room
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
+from medtune.storage.attempt import workplace
 from medtune.tracking import LocalRecord, WandbRun, read_outcome
 from medtune.training import EpochResult, Fit, fit
 
@@ -54,6 +55,10 @@ class AttemptSpec:
     """The part of a GPU that each process has."""
     micro_batch: int | None = None
     """Images at once that an earlier attempt was left to try when more did not fit into memory."""
+    storage: str | None = None
+    """The study's place in a bucket, if it is kept in one; each node then works in a folder of its own."""
+    storage_patience: float = 0.0
+    """Seconds to wait for storage that fails."""
 
     @property
     def trials(self) -> Path:
@@ -303,7 +308,8 @@ class MedtuneTrial(tune.Trainable):
     team: Any = None
 
     def setup(self, config: dict[str, Any]) -> None:
-        spec = AttemptSpec(**json.loads(config["spec"]))
+        self.place = workplace(AttemptSpec(**json.loads(config["spec"])))
+        spec = self.place.begin()
         if spec.processes == 1:
             self.attempt: Any = self.attempt_class(spec)
             return
@@ -324,7 +330,7 @@ class MedtuneTrial(tune.Trainable):
         Raises MachineFault, so that the trial is started in a process of its own, when the device is not fit for another.
         Returning False would do in Ray's contract, but Tune then drops the trial without telling the searcher.
         """
-        self.attempt.close()
+        self.leave()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
         if not memory_returned():
@@ -333,10 +339,18 @@ class MedtuneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        return {"report": json.dumps(self.attempt.next_report().to_dict())}
+        report = self.attempt.next_report()
+        self.place.before_report()
+        return {"report": json.dumps(report.to_dict())}
+
+    def leave(self) -> None:
+        """Let go of the attempt; nothing of it is only here."""
+        self.place.before_close()
+        self.attempt.close()
+        self.place.end()
 
     def cleanup(self) -> None:
-        self.attempt.close()
+        self.leave()
         if self.team is not None:
             self.team.stop()
 

@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from medtune.errors import StorageFault
 from medtune.search.conductor import Conductor, Report
 from medtune.search.searcher import LedgerSearcher, nothing
 
@@ -22,7 +23,11 @@ class LedgerScheduler(FIFOScheduler):
         self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        goes_on = self.conductor.report(Report(**json.loads(result["report"])))
+        try:
+            goes_on = self.conductor.report(Report(**json.loads(result["report"])))
+        except StorageFault as error:  # an exception here is the trial's failure to Tune
+            self.searcher.stop_for(error)
+            goes_on = False
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
