@@ -212,7 +212,7 @@ def doctor(
     cluster: bool = False,
     launcher: Path | None = None,
     expect: str | None = None,
-    storage: Path | None = None,
+    storage: str | None = None,
     json: bool = False,
 ) -> int:
     """Look at this machine, or at every node of the cluster, and say what would fail a study, with the remedy.
@@ -223,15 +223,15 @@ def doctor(
         cluster: Look at all nodes of the Ray cluster that this machine is part of.
         launcher: The file you gave to `ray up`: look at that cluster, and find code that was edited here since.
         expect: Digest that medtune must have on this machine; --launcher gives it.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.cluster import doctor as room
-    from medtune.study import storage_folder
+    from medtune.storage.home import storage_root
 
     if launcher is not None:
-        return room.from_launcher(launcher, [*(("--storage", str(storage)) if storage else ()), *["--json"] * json])
-    return room.doctor(storage_folder(storage), cluster=cluster, as_json=json, expect=expect)
+        return room.from_launcher(launcher, [*(("--storage", storage) if storage else ()), *["--json"] * json])
+    return room.doctor(storage_root(storage), cluster=cluster, as_json=json, expect=expect)
 
 
 def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:

@@ -56,7 +56,7 @@ def launch(
     start_ray()
     reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
-        roster = preflight(str(folder.parent), progress.say)
+        roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
         reservation.require_room(roster.fit_nodes())
     except MedtuneError:
         ray.shutdown()
