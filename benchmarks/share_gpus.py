@@ -86,7 +86,7 @@ def study(settings: Settings, folder: Path, share: bool) -> tuple[Study, float, 
     config = StudyConfig(
         preset="laptop",
         name=folder.name,
-        storage=folder,
+        storage=str(folder),
         trials=len(first),
         first_rung=1.0,
         share_gpus=share,

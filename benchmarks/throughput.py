@@ -34,7 +34,7 @@ def ours(trials: int, folder: Path) -> dict[str, float]:
 
     Ledger.ask = timed  # type: ignore[assignment,method-assign]
     trial = TrialConfig(epochs=1, milestones=(), pair="synthetic")
-    config = StudyConfig(preset="laptop", trials=trials, storage=folder, wandb="off", trial=trial)
+    config = StudyConfig(preset="laptop", trials=trials, storage=str(folder), wandb="off", trial=trial)
     started = time.perf_counter()
     study = load_study(str(run_study(config, definition(), PlayedTrial)))
     seconds = time.perf_counter() - started

@@ -19,11 +19,11 @@ StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
 
 
-def studies(*, storage: Path | None = None, json: bool = False) -> None:
+def studies(*, storage: str | None = None, json: bool = False) -> None:
     """List the studies, oldest first.
 
     Args:
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.results import all_studies, study_summary
@@ -48,12 +48,12 @@ def studies(*, storage: Path | None = None, json: bool = False) -> None:
             print(f"{item['name']} {driver['state']}, exit status {driver['status']}: {driver['message']}")
 
 
-def trials(study: StudyName, *, storage: Path | None = None, json: bool = False) -> None:
+def trials(study: StudyName, *, storage: str | None = None, json: bool = False) -> None:
     """List a study's trials.
 
     Args:
         study: The study's name, or its folder.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.progress import brief
@@ -91,7 +91,7 @@ def best(
     *,
     by: str | None = None,
     top: int = 1,
-    storage: Path | None = None,
+    storage: str | None = None,
     json: bool = False,
 ) -> None:
     """Name the configuration to deploy.
@@ -100,7 +100,7 @@ def best(
         study: The study's name, or its folder.
         by: Metric to rank by; default: the study's selection metric, on val.
         top: How many to show.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.results import best as answer
@@ -111,14 +111,14 @@ def best(
 
 
 def compare(
-    study: StudyName, *, output: OutputPath = None, storage: Path | None = None, json: bool = False
+    study: StudyName, *, output: OutputPath = None, storage: str | None = None, json: bool = False
 ) -> None:
     """Print the report's tables with a study's figures beside them, and write them as a page and as CSV.
 
     Args:
         study: The study's name, or its folder.
-        output: Folder for compare.html and compare.csv; default: the study's.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        output: Folder for compare.html and compare.csv; default: the study's, or this one where the study is in a bucket.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.compare import compare as compared
@@ -129,7 +129,7 @@ def compare(
     comparison = compared(found)
     if not json:
         print_comparison(comparison, _console())
-    paths = write(comparison, output or found.folder)
+    paths = write(comparison, output or (Path.cwd() if found.bucket else found.folder))
     if json:
         return _print_json({**to_json(comparison), "files": [str(path) for path in paths]})
     print("".join(f"\nwritten: {path}" for path in paths).lstrip())
@@ -140,21 +140,21 @@ def curves(
     trials: tyro.conf.Positional[tuple[int, ...]] = (),
     *,
     output: OutputPath = None,
-    storage: Path | None = None,
+    storage: str | None = None,
 ) -> None:
     """Draw loss, OA, AUC, sensitivity, specificity and F1 over the epochs, train and val.
 
     Args:
         study: The study's name, or its folder.
         trials: Numbers of the trials to draw; default: the best three.
-        output: Picture to write, .png, .svg or .pdf; default: curves.png in the study's folder.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        output: Picture to write, .png, .svg or .pdf; default: curves.png in the study's folder; here if it is in a bucket.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.curves import draw
     from medtune.results import SYNTHETIC, load_study
 
     found = load_study(study, storage)
-    path = output or found.folder / "curves.png"
+    path = output or (Path.cwd() if found.bucket else found.folder) / "curves.png"
     drawn = draw(found, trials, path)
     print(f"trials {', '.join(map(str, drawn))} drawn: {path}")
     if found.record["synthetic"]:
@@ -199,17 +199,24 @@ def evaluate(
     _print_json(found) if json else print_figures(found)
 
 
-def sync(study: StudyName, *, storage: Path | None = None) -> None:
+def sync(study: StudyName, *, storage: str | None = None) -> None:
     """Upload a study's W&B runs that were written offline.
 
     Args:
         study: The study's name, or its folder.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.results import load_study
+    from medtune.storage.copies import fetch_changed
+    from medtune.storage.home import return_marks
     from medtune.wandb_sync import sync as upload
 
-    report = upload(load_study(study, storage).folder)
+    found = load_study(study, storage)
+    if found.bucket:
+        fetch_changed(found.bucket, found.folder, "wandb", {})
+    report = upload(found.folder)
+    if found.bucket:
+        return_marks(found.bucket, found.folder)
     print(report.describe())
     if not report.ok:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
@@ -220,7 +227,7 @@ def doctor(
     cluster: bool = False,
     launcher: Path | None = None,
     expect: str | None = None,
-    storage: Path | None = None,
+    storage: str | None = None,
     json: bool = False,
 ) -> int:
     """Look at this machine, or at every node of the cluster, and say what would fail a study, with the remedy.
@@ -231,15 +238,15 @@ def doctor(
         cluster: Look at all nodes of the Ray cluster that this machine is part of.
         launcher: The file you gave to `ray up`: look at that cluster, and find code that was edited here since.
         expect: Digest that medtune must have on this machine; --launcher gives it.
-        storage: Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.cluster import doctor as room
-    from medtune.study import storage_folder
+    from medtune.storage.home import storage_root
 
     if launcher is not None:
-        return room.from_launcher(launcher, [*(("--storage", str(storage)) if storage else ()), *["--json"] * json])
-    return room.doctor(storage_folder(storage), cluster=cluster, as_json=json, expect=expect)
+        return room.from_launcher(launcher, [*(("--storage", storage) if storage else ()), *["--json"] * json])
+    return room.doctor(storage_root(storage), cluster=cluster, as_json=json, expect=expect)
 
 
 def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:

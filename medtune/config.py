@@ -186,8 +186,11 @@ class StudyConfig:
     """`full`: 224 px, 150 epochs, the report's recipe. `laptop`: 32 px, minutes."""
     name: str | None = None
     """Study name; default: the script's and the preset's."""
-    storage: Path | None = None
-    """Folder that holds studies; default: $MEDTUNE_STORAGE, then a user folder."""
+    storage: str | None = None
+    """Where studies are kept: a folder, s3://bucket/prefix or gs://bucket/prefix; default: $MEDTUNE_STORAGE, then a user
+    folder."""
+    storage_patience: float = 300.0
+    """Seconds that trials and the study wait for storage that is full, read-only or gone, before the study stops."""
     new: bool = False
     """Start another study instead of continuing the one of this name."""
     resume: bool = False
@@ -238,6 +241,10 @@ class StudyConfig:
         at_least = {"trials": 1, "keep": 1, "cpus_per_trial": 1, "machine_faults": 0, "retries": 0, "alike_failures": 0}
         for name, least in at_least.items():
             _require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
+        _require_number(self, ("storage_patience",))
+        _require(self.storage_patience >= 0, "storage_patience", "at least 0", self.storage_patience)
+        if self.storage is not None:
+            object.__setattr__(self, "storage", str(self.storage))
         _require(0 < self.first_rung <= 1, "first_rung", "in (0, 1]", self.first_rung)
         _require(self.reduction >= 2, "reduction", "at least 2", self.reduction)
         for name in ("concurrent", "random_starts", "processes_per_trial"):

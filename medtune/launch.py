@@ -17,6 +17,7 @@ from typing import Any
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.data.courier import start_courier
+from medtune.data.folders import user_folder
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
 from medtune.errors import MedtuneError, StudyError
@@ -27,6 +28,8 @@ from medtune.placement import Place
 from medtune.placer import Placer
 from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
+from medtune.storage.desk import Listener
+from medtune.storage.home import Home
 from medtune.usage import Usage
 
 
@@ -37,6 +40,7 @@ def launch(
     definition: Definition,
     progress: Any,
     trainable: type | None,
+    home: Home,
 ) -> None:
     """One Tune run, from the ledger to the ledger."""
     # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
@@ -65,7 +69,7 @@ def launch(
     start_ray()
     courier = start_courier(pack_key) if pack_key else None
     try:
-        roster = preflight(str(folder.parent), progress.say)
+        roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
         placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
     except MedtuneError:
         ray.shutdown()
@@ -109,12 +113,16 @@ def launch(
                 watched=pack_key is not None,
                 memory_cap=placer.cap(launch),
                 measure=launch.place is not None and launch.place.measuring,
+                storage=home.bucket.uri if home.bucket else None,
+                storage_patience=config.storage_patience,
             )
         )
         return spec | {"place": json.dumps(launch.place.to_dict() if launch.place else None)}
 
     searcher = LedgerSearcher(conductor, to_spec, watch.tick)
-    runs = folder / "ray"
+    home.serve(searcher)
+    # Not in the storage: what Tune cannot write there would end the run.
+    runs = user_folder() / "tune" / study_id
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable or MedtuneTrial, resources),
@@ -135,7 +143,7 @@ def launch(
         ),
     )
     try:
-        with stop_on_signal(searcher, progress):
+        with stop_on_signal(searcher, progress), Listener(progress.say):
             tuner.fit()
     finally:
         watch.end()
@@ -143,6 +151,8 @@ def launch(
         del courier
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
+    if searcher.fault:
+        raise searcher.fault
     if conductor.hopeless:
         raise StudyError(conductor.hopeless)
     if searcher.stopping:

@@ -139,7 +139,7 @@ class Remembered:
         """Remember it unless less is remembered; a folder that cannot be written to costs the next trial the search."""
         known = self.read()
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(exist_ok=True)  # not its parents: they are gone where the storage is
             write_json(self.path, {**self.key, "micro_batch": min(micro_batch, known or micro_batch)})
 
 

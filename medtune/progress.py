@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -18,7 +17,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData
 from medtune.search.conductor import Conductor
 from medtune.search.ledger import Row
-from medtune.usage import lines, read_usage
+from medtune.usage import lines
 
 
 def brief(settings: dict[str, Any]) -> str:
@@ -47,15 +46,13 @@ def seconds_of(row: Row) -> float:
 class Progress:
     """Shows a study from its conductor; as a context manager while trials run."""
 
-    def __init__(
-        self, name: str, folder: Path, config: StudyConfig, data: PairData, log: TextIO | None = None
-    ) -> None:
-        """`log`: gets every line as well, those that the table stands for included."""
+    def __init__(self, name: str, where: str, config: StudyConfig, data: PairData) -> None:
         self.name = name
-        self.folder = folder
+        self.where = where
         self.config = config
         self.data = data
-        self.log = log
+        self.log: TextIO | None = None
+        """Gets every line as well, those that the table stands for included."""
         self.console = Console(soft_wrap=True) if not Console().is_terminal else Console()
         self.started = time.monotonic()
         self.shown: dict[int, tuple[str, int]] = {}
@@ -80,7 +77,7 @@ class Progress:
         done = sum(row.finished for row in conductor.rows.values())
         train = min(len(self.data.train.labels), trial.train_limit or len(self.data.train.labels))
         tested = min(len(self.data.external.labels), trial.external_limit or len(self.data.external.labels))
-        self.say(f"study {self.name} in {self.folder}")
+        self.say(f"study {self.name} in {self.where}")
         self.say(f"  {self._what()}")
         chosen = "class-balanced " if trial.train_limit and train < len(self.data.train.labels) else ""
         self.say(f"  {train} {chosen}training images of {self.data.name}")
@@ -216,9 +213,9 @@ class Progress:
         note = [Text(f"... and {hidden} more: medtune trials {self.name}")] if hidden > 0 else []
         return Group(table, *note, *lines)
 
-    def end(self) -> None:
-        """The outcome in words, with what it took of the machines."""
-        for line in (*self.summary(), *lines(read_usage(self.folder))):
+    def end(self, usage: dict[str, Any] | None = None) -> None:
+        """The outcome in words, with what it took of the machines (`medtune.usage.read_usage`)."""
+        for line in (*self.summary(), *lines(usage or {})):
             self.say(line)
 
 

@@ -21,7 +21,6 @@ from ray import tune
 from torch import nn
 
 from medtune.checkpoint import CheckpointStore
-from medtune.claim import require_current
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
 from medtune.data.courier import fetched
@@ -31,6 +30,7 @@ from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
+from medtune.storage.attempt import workplace
 from medtune.tracking import LocalRecord, WandbRun, read_outcome
 from medtune.training import EpochResult, Fit, fit
 
@@ -66,6 +66,10 @@ class AttemptSpec:
     """The fraction of a card that its tensors may take, where others have the rest."""
     measure: bool = False
     """Do in the first epoch all that takes memory, and leave a checkpoint: it is to find out what the trial needs."""
+    storage: str | None = None
+    """The study's place in a bucket, if it is kept in one; each node then works in a folder of its own."""
+    storage_patience: float = 0.0
+    """Seconds to wait for storage that fails."""
 
     @property
     def trials(self) -> Path:
@@ -353,7 +357,8 @@ class MedtuneTrial(tune.Trainable):
     lifeline: Lifeline | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
-        spec = AttemptSpec(**json.loads(config["spec"]))
+        self.place = workplace(AttemptSpec(**json.loads(config["spec"])))
+        spec = self.place.begin()
         if spec.processes == 1:
             self.attempt: Any = self.attempt_class(spec)
             self.lifeline = begin_watch(spec, self.lifeline, self.attempt)
@@ -377,7 +382,7 @@ class MedtuneTrial(tune.Trainable):
         and Leaving when its machine is about to be taken away.
         Returning False would do in Ray's contract, but Tune then drops the trial without telling the searcher.
         """
-        self.attempt.close()
+        self.leave()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
         if self.lifeline is not None:
@@ -388,13 +393,20 @@ class MedtuneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        spec = self.attempt.spec
-        if spec.watched:
-            require_current(trial_folder(spec.trials, spec.number), spec.attempt)
-        return {"report": json.dumps(self.attempt.next_report().to_dict())}
+        if self.attempt.spec.watched:
+            self.place.require_current()
+        report = self.attempt.next_report()
+        self.place.before_report()
+        return {"report": json.dumps(report.to_dict())}
+
+    def leave(self) -> None:
+        """Let go of the attempt; nothing of it is only here."""
+        self.place.before_close()
+        self.attempt.close()
+        self.place.end()
 
     def cleanup(self) -> None:
-        self.attempt.close()
+        self.leave()
         if self.team is not None:
             self.team.stop()
 

@@ -23,19 +23,21 @@ from medtune.cluster.nodes import Node, ask, here
 from medtune.data.cli import DEFAULT_PAIR
 from medtune.data.registry import pair
 from medtune.errors import StudyError
+from medtune.storage.bucket import Bucket
 from medtune.wandb_env import TrackingError, check, find_account, how_to_log_in, user_says_offline
 
 _COLOURS = {"error": "red", "warning": "yellow"}
 
 
-def doctor(storage: Path, *, cluster: bool, as_json: bool, expect: str | None = None) -> int:
+def doctor(storage: Path | Bucket, *, cluster: bool, as_json: bool, expect: str | None = None) -> int:
     """Look, print, and return the exit status: 1 where something is wrong. Raises StudyError where no cluster answers.
 
     `expect`: the digest that medtune has where the user works.
     """
+    place = storage.uri if isinstance(storage, Bucket) else str(storage)
     with ThreadPoolExecutor(1) as pool:
         account = pool.submit(wandb)
-        nodes, findings = examine_cluster(storage) if cluster else examine_machine(storage)
+        nodes, findings = examine_cluster(place) if cluster else examine_machine(place)
         wandb_said, wandb_findings = account.result()
     findings = together([*findings, *edited_since(expect), *wandb_findings])
     said = [*images(), wandb_said]
@@ -46,13 +48,13 @@ def doctor(storage: Path, *, cluster: bool, as_json: bool, expect: str | None = 
     return int(any(finding.severity == "error" for finding in findings))
 
 
-def examine_machine(storage: Path) -> tuple[list[Node], list[Finding]]:
+def examine_machine(storage: str) -> tuple[list[Node], list[Finding]]:
     """This machine alone, without Ray."""
-    node = here(str(storage))
+    node = here(storage)
     return [node], diagnose([node], node)
 
 
-def examine_cluster(storage: Path) -> tuple[list[Node], list[Finding]]:
+def examine_cluster(storage: str) -> tuple[list[Node], list[Finding]]:
     """All nodes of the cluster this machine is part of, and those that should be."""
     import ray
 
@@ -63,7 +65,7 @@ def examine_cluster(storage: Path) -> tuple[list[Node], list[Finding]]:
         alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
         with ThreadPoolExecutor(1) as pool:
             missing: Future[list[Finding]] = pool.submit(absent, launcher(), alive)
-            nodes = ask(alive, str(storage))
+            nodes = ask(alive, storage)
             return nodes, [*diagnose(nodes, here()), *missing.result()]
     finally:
         ray.shutdown()

@@ -139,6 +139,11 @@ def _storage(node: Node, reference: Node) -> Wrong:
     told = node.facts["storage"]
     if told is None:
         return
+    if "://" in told["path"]:
+        if told["reason"]:
+            remedy = "Each node must reach the server; what opens it comes from the driver's environment"
+            yield "error", f"cannot work in {told['path']}: {told['reason'].rstrip('.')}", remedy
+        return
     remedy = "--storage must name a folder that all nodes share (NFS, say), at the same path"
     if not told["read"] or told["reason"]:
         why = told["reason"] or "what the driver wrote is not there"

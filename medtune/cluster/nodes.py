@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from medtune.cluster import facts
+from medtune.cluster.buckets import try_bucket
+from medtune.cluster.tasks import answers_of, on
+from medtune.storage.bucket import is_bucket
 
 PATIENCE = 45.0
 """Seconds a node may take to answer: starting a process there, and once in a while a job's environment."""
@@ -49,25 +52,24 @@ class Node:
 
 def here(storage: str | None = None) -> Node:
     """This process's own facts, without Ray."""
-    return Node(id="", ip="this machine", facts=facts.gather(storage))
+    return Node(id="", ip="this machine", facts=facts.gather(None if is_bucket(storage) else storage))
 
 
 def ask(nodes: Sequence[Mapping[str, Any]], storage: str | None = None, patience: float = PATIENCE) -> list[Node]:
     """The facts of some of `ray.nodes()`, in their order; needs a driver that Ray is attached to.
 
-    `storage`: the studies' folder, which each node reads from and writes to while it is asked.
+    `storage`: the studies' folder or bucket, which each node reads from and writes to while it is asked.
     """
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(facts)
-    gather, clock = (_task(function) for function in (facts.gather, facts.clock))
+    bucket = storage if storage is not None and is_bucket(storage) else None
+    shared = None if bucket else storage
     token = secrets.token_hex(8)
-    with _left(storage, token) as folder:
+    with _left(shared, token) as folder:
         sent = time.time()
-        asked = [
-            gather.options(**_pinned(node)).remote(storage, token, node["NodeID"], True) for node in nodes
-        ]
-        answers = _answers(asked, patience)
+        asked = [on(node, facts.gather, shared, token, node["NodeID"], True) for node in nodes]
+        answers = answers_of(asked, patience)
         heard = {
             node["NodeID"]: _bounds(sent, at, answer["began"], answer["ended"])
             for node, (at, answer) in zip(nodes, answers, strict=True)
@@ -76,59 +78,23 @@ def ask(nodes: Sequence[Mapping[str, Any]], storage: str | None = None, patience
         # Starting a process took most of the first round trip, so it says little of the clock; the second finds it warm.
         well = [node for node in nodes if node["NodeID"] in heard]
         sent = time.time()
-        for node, (at, times) in zip(
-            well, _answers([clock.options(**_pinned(node)).remote() for node in well], patience), strict=True
-        ):
+        for node, (at, times) in zip(well, answers_of([on(node, facts.clock) for node in well], patience), strict=True):
             if isinstance(times, tuple):
                 first, second = heard[node["NodeID"]], _bounds(sent, at, *times)
                 heard[node["NodeID"]] = (max(first[0], second[0]), min(first[1], second[1]))
+        tried = try_bucket(bucket, well, patience) if bucket else {}
         return [
             Node(
                 id=node["NodeID"],
                 ip=node["NodeManagerAddress"],
                 gpus=node["Resources"].get("GPU", 0.0),
-                facts=answer if isinstance(answer, dict) else {},
+                facts={**answer, **tried.get(node["NodeID"], {})} if isinstance(answer, dict) else {},
                 silence=None if isinstance(answer, dict) else str(answer),
                 skew=heard.get(node["NodeID"], (0.0, 0.0)),
                 storage_seen=folder is None or _read(folder / node["NodeID"]) == token,
             )
             for node, (_, answer) in zip(nodes, answers, strict=True)
         ]
-
-
-def _task(function: Any) -> Any:
-    import ray
-
-    return ray.remote(num_cpus=0, max_retries=0)(function)
-
-
-def _pinned(node: Mapping[str, Any]) -> dict[str, Any]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
-
-
-def _answers(asked: Sequence[Any], patience: float) -> list[tuple[float, Any]]:
-    """When each answer came, and the answer, or the reason why there is none."""
-    import ray
-
-    left, until = list(asked), time.monotonic() + patience
-    came: dict[Any, tuple[float, Any]] = {}
-    while left and (rest := until - time.monotonic()) > 0:
-        done, left = ray.wait(left, num_returns=1, timeout=rest)
-        for ref in done:
-            try:
-                came[ref] = (time.time(), ray.get(ref))
-            except Exception as error:  # whatever befell it there is the node's answer
-                came[ref] = (time.time(), _last_line(error))
-    for ref in left:
-        ray.cancel(ref, force=True)
-    return [came.get(ref, (time.time(), f"no answer within {patience:.0f} s")) for ref in asked]
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
 
 
 def _bounds(sent: float, heard: float, began: float, ended: float) -> tuple[float, float]:

@@ -27,13 +27,13 @@ def preflight(storage: str, say: Callable[[str], None]) -> Roster:
     with ThreadPoolExecutor(1) as pool:
         missing = pool.submit(absent, told, nodes)
         findings = diagnose(ask(nodes, storage), here())
+    for host in missing.result():
+        say(f"warning: {host}. The study goes on without it; it takes trials once it joins")
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise StudyError(
             f"not all of the cluster's {len(nodes)} nodes are fit for a study; nothing was started\n{in_words(findings)}"
         )
-    for host in missing.result():
-        say(f"warning: {host}. The study goes on without it; it takes trials once it joins")
     if findings:
         say(in_words(findings))
     say(f"  {len(nodes)} nodes, looked at and fit: `medtune doctor --cluster` shows them")

@@ -110,10 +110,13 @@ class Conductor:
         planned: bool = False,
         slots: Callable[[], int] = lambda: 1,
         on_finish: Callable[[Row], None] = lambda row: None,
+        before_launch: Callable[[int], None] = lambda number: None,
+        before_hearing: Callable[[int, int], None] = lambda number, attempt: None,
     ) -> None:
         """`first`: settings to try before the searcher proposes any; when `planned`, they are all there is.
 
-        `slots`: how many trials may run at a time now.
+        `slots`: how many trials may run at a time now. `before_launch`: sees to it that the ledger is safe.
+        `before_hearing`: sees to it that what an attempt wrote is in its folder.
         """
         self.ledger = ledger
         self.config = config
@@ -124,6 +127,8 @@ class Conductor:
         self.slots = slots
         self.on_finish = on_finish
         self.placing: Placing | None = None
+        self.before_launch = before_launch
+        self.before_hearing = before_hearing
         self.rows: dict[int, Row] = {row.number: row for row in ledger.rows()}
         self.live: dict[int, Launch] = {}
         self.waiting: list[int] = []
@@ -161,6 +166,7 @@ class Conductor:
         """Feed the reports that the current attempt wrote down and the driver did not take in."""
         if row.attempt == 0 or str(row.attempt) in row.errors:
             return
+        self.before_hearing(row.number, row.attempt)
         self.live[row.number] = self._launch(row.number, row.attempt)
         for epoch in self._rungs(row):
             rung = row.rung(epoch)
@@ -234,6 +240,7 @@ class Conductor:
         self.ledger.note(number, attempt=attempt)
         self._refresh(number)
         claim(trial_folder(self.trials, number), attempt)
+        self.before_launch(number)
         launch = replace(self._launch(number, attempt), place=place)
         self.live[number] = launch
         return launch

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from medtune.config import StudyConfig
 from medtune.errors import StudyError
 from medtune.search.space import SearchSpace
+from medtune.storage.journal import PatientJournal
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -131,7 +132,7 @@ class Ledger:
         if path.exists():
             _cut_torn_tail(path)
         study = optuna.create_study(
-            storage=_readable(path), study_name=name, direction=direction, load_if_exists=True, sampler=None
+            storage=_readable(path, PatientJournal), study_name=name, direction=direction, load_if_exists=True, sampler=None
         )
         return cls(study)
 
@@ -199,9 +200,9 @@ def _row(trial: FrozenTrial) -> Row:
     return Row(trial.number, trial.state.name, trial.params, value, epoch, trial.user_attrs)
 
 
-def _readable(path: Path) -> JournalStorage:
+def _readable(path: Path, journal: type[JournalFileBackend] = JournalFileBackend) -> JournalStorage:
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
+        return JournalStorage(journal(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
     except (ValueError, KeyError) as error:
         raise StudyError(
             f"the ledger {path} is damaged ({type(error).__name__}: {error}). What trials wrote is still under "

@@ -10,7 +10,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from medtune.errors import Leaving
+from medtune.errors import Leaving, StorageFault
 from medtune.search.conductor import Conductor, Launch, Report
 from medtune.search.searcher import LedgerSearcher, nothing
 
@@ -46,7 +46,11 @@ class LedgerScheduler(FIFOScheduler):
         tune_controller.stop_trial(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        goes_on = self.conductor.report(Report(**json.loads(result["report"])))
+        try:
+            goes_on = self.conductor.report(Report(**json.loads(result["report"])))
+        except StorageFault as error:  # an exception here is the trial's failure to Tune
+            self.searcher.stop_for(error)
+            goes_on = False
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

@@ -1,4 +1,4 @@
-"""Real trainings of a model of a few weights, whose epochs take $TINY_SECONDS at least. Importable: Ray's processes import it."""
+"""Real trainings of a model of a few weights, whose epochs take $TINY_SECONDS at least; Ray's processes import it."""
 
 from __future__ import annotations
 
