@@ -19,8 +19,12 @@ from medtune.data.courier import start_courier
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
 from medtune.errors import ConfigError, StudyError
+from medtune.record import write_json
 from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch
+
+PACKED = "pack.json"
+"""In a study's folder: the key of the pack that its trials were last given (medtune.data.pack)."""
 
 
 def launch(
@@ -53,6 +57,8 @@ def launch(
 
     # On a cluster nodes may come that have no data folder, and go without a word.
     pack_key = pack(progress.data) if cluster_address() else None
+    if pack_key is not None:
+        write_json(folder / PACKED, {"pack": pack_key})
     start_ray()
     courier = start_courier(pack_key) if pack_key else None
     reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))

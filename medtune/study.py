@@ -11,11 +11,12 @@ import filelock
 import platformdirs
 
 from medtune.config import StudyConfig
-from medtune.data import load_pair
+from medtune.data import PairData, load_pair
+from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.errors import StudyError, unknown
-from medtune.launch import launch
-from medtune.record import write_json
+from medtune.errors import DataMissing, StudyError, unknown
+from medtune.launch import PACKED, launch
+from medtune.record import read_json, write_json
 from medtune.search.conductor import Conductor, minimised, trial_folder
 from medtune.search.ledger import Ledger, Row
 from medtune.wandb_sync import Uploader
@@ -53,13 +54,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     folder = storage_folder(config.storage) / name
     if config.resume:
         require_begun(folder)
-    data = load_pair(
-        config.trial.pair,
-        native_size=config.trial.native_size,
-        data_dir=config.data_dir,
-        external_dir=config.external_dir,
-        external_fallback=definition.external_fallback,
-    )
+    data = _load_data(config, definition, folder)
     starts = check_pretrained(config, definition, len(data.classes))
     _require_writable(folder)
     with _only_driver(folder):
@@ -100,6 +95,25 @@ def require_begun(folder: Path) -> None:
         if not names:
             raise StudyError(f"no studies in {folder.parent}: nothing to resume. Leave --resume out, or see --storage")
         raise StudyError(unknown("study", folder.name, names) + f" (in {folder.parent}; named with --name)")
+
+
+def _load_data(config: StudyConfig, definition: Definition, folder: Path) -> PairData:
+    """The pair; where its files are not, what a study on a cluster left of it on this machine."""
+    try:
+        return load_pair(
+            config.trial.pair,
+            native_size=config.trial.native_size,
+            data_dir=config.data_dir,
+            external_dir=config.external_dir,
+            external_fallback=definition.external_fallback,
+        )
+    except DataMissing:
+        # A node that trained for this study can go on with it; that these are its images is checked with its settings.
+        key = (read_json(folder / PACKED) or {}).get("pack")
+        data = open_pack(key) if key else None
+        if data is None:
+            raise
+        return data
 
 
 def _require_writable(folder: Path) -> None:
