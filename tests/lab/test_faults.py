@@ -16,7 +16,7 @@ from medtune.search.conductor import attempt_folder
 from medtune.tracking import read_epochs, read_events
 from tests.lab.hosts import Lab, address, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 TRAINS = "ray::.*Trainable"
 HEALTH = {
@@ -111,14 +111,19 @@ def cut(lab: Lab) -> Study:
     """A study during which w1 is cut off the network, and healed after a minute."""
     driver = drive(lab, "head", "--name cut", **WANDB)
     (*_, lost) = wait_until(lambda: driver.poll() is None and trained_on(lab, "cut", "w1", 2), 180, "a trial on w1")
+    train = lab.pids("w1", TRAINS)
+    assert train
     began = time.monotonic()
     lab.cut("w1")
     wait_until(lambda: study(lab, "cut").rows[lost].faults, 15, "w1 to be found gone")
     found = time.monotonic() - began
-    wait_until(lambda: not lab.pids("w1", TRAINS), 60 - found, "the processes on w1 to end")
+    # By their numbers: a process that trains no more has another name.
+    there = " -e ".join(f"/proc/{pid}" for pid in train).replace(" -e ", " -o -e ")
+    wait_until(lambda: lab.run("w1", f"test -e {there}", check=False).returncode, 60 - found, "the processes on w1 to end", 1.0)
     ended = time.monotonic() - began
-    events = read_events(attempt_folder(folder(lab, "cut") / "trials", lost, 1))
-    print(f"w1 found gone after {found:.1f} s; its processes ended after {ended:.1f} s: {events}")
+    said_why = read_events(attempt_folder(folder(lab, "cut") / "trials", lost, 1))
+    print(f"w1 was found gone after {found:.1f} s; its processes ended after {ended:.1f} s: {said_why}")
+    assert [event["kind"] for event in said_why] == ["cut off"]
     lab.heal("w1")
     finish(lab, driver)
     return study(lab, "cut")
