@@ -118,8 +118,8 @@ def cut(lab: Lab) -> Study:
     wait_until(lambda: study(lab, "cut").rows[lost].faults, 15, "w1 to be found gone")
     found = time.monotonic() - began
     # By their numbers: a process that trains no more has another name.
-    there = " -e ".join(f"/proc/{pid}" for pid in train).replace(" -e ", " -o -e ")
-    wait_until(lambda: lab.run("w1", f"test -e {there}", check=False).returncode, 60 - found, "the processes on w1 to end", 1.0)
+    one_there = f"ls -d {' '.join(f'/proc/{pid}' for pid in train)} | grep proc"
+    wait_until(lambda: lab.run("w1", one_there, check=False).returncode, 60 - found, "w1's processes to end", 1.0)
     ended = time.monotonic() - began
     said_why = read_events(attempt_folder(folder(lab, "cut") / "trials", lost, 1))
     print(f"w1 was found gone after {found:.1f} s; its processes ended after {ended:.1f} s: {said_why}")
