@@ -203,8 +203,6 @@ def test_a_study_whose_first_trials_all_fail_alike_stops_and_can_go_on(tmp_path)
         rows = load_study("kill", tmp_path).rows
         assert [row.state for row in rows] == ["FAIL"] * 3 * launch and {row.attempt for row in rows} == {2}
         assert {tuple(row.errors) for row in rows} == {("1",)}
-    run_study(replace(config, alike_failures=0), definition("kill"), FailingTrial)
-    assert len(load_study("kill", tmp_path).rows) == 12
 
 
 def test_resume_goes_on_with_a_study_there_is_and_names_the_nearest_else(played, tmp_path):
