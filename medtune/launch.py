@@ -26,11 +26,15 @@ from medtune.machines import Machines
 from medtune.needs import FOLDER, Needs
 from medtune.placement import Place
 from medtune.placer import Placer
+from medtune.record import write_json
 from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
 from medtune.storage.desk import Listener
 from medtune.storage.home import Home
 from medtune.usage import Usage
+
+PACKED = "pack.json"
+"""In a study's folder: the key of the pack that its trials were last given (medtune.data.pack)."""
 
 
 def launch(
@@ -66,6 +70,8 @@ def launch(
 
     # On a cluster nodes may come that have no data folder, and go without a word.
     pack_key = pack(progress.data) if cluster_address() else None
+    if pack_key is not None:
+        write_json(folder / PACKED, {"pack": pack_key})
     start_ray()
     courier = start_courier(pack_key) if pack_key else None
     try:

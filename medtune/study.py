@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medtune.config import StudyConfig
-from medtune.data import load_pair
+from medtune.data import PairData, load_pair
+from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
 from medtune.driver import DriverRecord
-from medtune.errors import ConfigError, StorageFault, StudyError, unknown
-from medtune.launch import cluster_address, launch
+from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, unknown
+from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
+from medtune.record import read_json
 from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.storage.bucket import Bucket
@@ -46,13 +48,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     home = home_of(config.storage, name, config.storage_patience)
     if config.resume:
         require_begun(home, storage_root(config.storage))
-    data = load_pair(
-        config.trial.pair,
-        native_size=config.trial.native_size,
-        data_dir=config.data_dir,
-        external_dir=config.external_dir,
-        external_fallback=definition.external_fallback,
-    )
+    data = _load_data(config, definition, home.folder)
     starts = check_pretrained(config, definition, len(data.classes))
     progress = Progress(name, home.where, config, data)
     on_cluster = cluster_address() is not None
@@ -92,6 +88,25 @@ def require_begun(home: Home, root: Path | Bucket) -> None:
         if not names:
             raise StudyError(f"no studies in {root}: nothing to resume. Leave --resume out, or see --storage")
         raise StudyError(unknown("study", home.name, names) + f" (in {root}; named with --name)")
+
+
+def _load_data(config: StudyConfig, definition: Definition, folder: Path) -> PairData:
+    """The pair; where its files are not, what a study on a cluster left of it on this machine."""
+    try:
+        return load_pair(
+            config.trial.pair,
+            native_size=config.trial.native_size,
+            data_dir=config.data_dir,
+            external_dir=config.external_dir,
+            external_fallback=definition.external_fallback,
+        )
+    except DataMissing:
+        # A node that trained for this study can go on with it; that these are its images is checked with its settings.
+        key = (read_json(folder / PACKED) or {}).get("pack")
+        data = open_pack(key) if key else None
+        if data is None:
+            raise
+        return data
 
 
 def _run(
