@@ -44,11 +44,13 @@ def launch(
     import ray
     from ray import tune
 
+    from medtune.cluster.secrets import keep_keys_home
     from medtune.search.scheduler import LedgerScheduler
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
 
     start_ray()
+    keep_keys_home()
     reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
     try:
         reservation.require_room(ray.nodes())
