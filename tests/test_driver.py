@@ -154,7 +154,7 @@ def test_a_script_that_differs_from_the_nodes_checkout_is_refused(tmp_path):
 
 
 EXAMPLES = {
-    "name": "my-study_2.b", "storage": "s3://bucket/a-folder/studies", "data_dir": "/data/mnist", "external_dir": "/data/cpn",
+    "name": "my-study_2.b", "storage": "s3://bucket/a-folder/studies", "data_dir": "/data", "external_dir": "/data/cpn",
     "wandb_project": "medtune", "model": "medmamba_t", "pair": "medmnist:bloodmnist", "milestones": (0.25, 0.5),
     "pretrained": "/weights/medmamba_t.pth",
 }  # fmt: skip

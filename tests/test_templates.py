@@ -98,7 +98,8 @@ def test_the_rayjob_has_the_parts_that_the_operator_requires():
         (container,) = group["template"]["spec"]["containers"]
         assert container["image"] and container["resources"]["limits"]["memory"]
         assert all(isinstance(item["value"], str) for item in container["env"])
-        assert {f"{item['name']}={item['value']}" for item in container["env"]} == {f"RAY_health_check_{one}" for one in HEALTH}
+        found = {f"{item['name']}={item['value']}" for item in container["env"]}
+        assert found == {f"RAY_health_check_{setting}" for setting in HEALTH}
         names = {volume["name"] for volume in group["template"]["spec"].get("volumes", ())}
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= names
     (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
@@ -111,7 +112,8 @@ STAND_INS = {
     "hostname": 'echo "10.0.0.${NODE#n} fe80::1"',
     # `ray start --block` stays until it is told to go.
     "ray": 'echo "${NODE:-job} ray $*" >> "$LOG"; case "$*" in *--block*) exec sleep 300 ;; esac',
-    "python": 'echo "$RAY_ADDRESS python $*" >> "$LOG"; trap "echo stopped >> $LOG; exit 130" TERM; '
+    # A study long enough for all nodes to have started.
+    "python": 'until [ "$(grep -c " ray start " "$LOG")" = 3 ]; do sleep 0.05; done; echo "$RAY_ADDRESS python $*" >> "$LOG"; trap "echo stopped >> $LOG; exit 130" TERM; '
     '[ -z "${STAY:-}" ] || { sleep 300 & wait; }; exit 3',
 }
 

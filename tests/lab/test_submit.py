@@ -25,9 +25,10 @@ STUDY = f"{SMALL} --epochs 4 --trials 5 --storage {STORAGE} --name day"
 def cluster(tmp_path_factory):
     with Lab(tmp_path_factory.mktemp("lab")) as lab:
         lab.install("cli")
+        # Where cluster/README.md has it, and there before Ray starts: Ray itself has the keys in its environment then.
+        keys = f"export WANDB_API_KEY={WANDB_KEY} AWS_ACCESS_KEY_ID=someone AWS_SECRET_ACCESS_KEY={S3_SECRET}\n"
+        lab.disk("head", "/root/.medtune-keys").write_text(keys)
         ray_up(lab)
-        # After `ray up`, as cluster/README.md has it: for the driver's shell on the head alone.
-        lab.run("head", f"echo 'export WANDB_API_KEY={WANDB_KEY} AWS_SECRET_ACCESS_KEY={S3_SECRET}' >> ~/.bashrc")
         yield lab
 
 
@@ -85,12 +86,17 @@ def test_a_second_submit_names_the_driver_and_its_log(day):
     assert json.loads(day["busy"])[0]["running"]
 
 
+def test_the_driver_had_the_keys(day, folder):
+    """Else the search below would find nothing whatever was done."""
+    assert "api.wandb.ai does not answer" in (folder / "driver.log").read_text(), "with a key, uploads are tried"
+
+
 def test_no_key_stands_anywhere_but_where_the_user_put_it(day, cluster):
     """In YAMLs, Ray's saved configuration, logs and sessions of all hosts, the ledger, the records, the driver's log."""
     places = [cluster.folder / "disks", cluster.shared]
     for secret in (WANDB_KEY, S3_SECRET):
         found = subprocess.run(["grep", "-rlaF", "--exclude-dir=.venv", secret, *places], capture_output=True, text=True)
-        assert found.stdout.split() == [str(cluster.disk("head", "/root/.bashrc"))]
+        assert found.stdout.split() == [str(cluster.disk("head", "/root/.medtune-keys"))]
     searched = [cluster.disk(host, "/tmp/ray") for host in ("head", "w1", "w2")]
     searched += [cluster.disk("head", "/root/ray_bootstrap_config.yaml"), cluster.shared / "studies/day/ledger.journal"]
     assert all(path.exists() for path in searched), "the search must have had something to search"
