@@ -13,20 +13,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import runpy
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from benchmarks.simulated import RECORDED, Recorded, Simulation, reopen_seconds
 from medtune.config import StudyConfig, TrialConfig
-from sweeps.all_models import SPACE
+
+SCRIPT = Path(__file__).parents[1] / "sweeps/all_models.py"
 
 
 def simulate(args: argparse.Namespace, folder: Path) -> None:
     """Print a line each thousand trials, and the study's outcome."""
     recorded = Recorded.of(args.curves) if args.curves else Recorded.load()
     # As the presets other than `full` do: epochs and batch size are the same for all.
-    space, trial = SPACE.without(["epochs", "batch_size"], TrialConfig(epochs=args.epochs, pair="synthetic"))
+    base = TrialConfig(epochs=args.epochs, pair="synthetic")
+    space, trial = runpy.run_path(str(SCRIPT))["SPACE"].without(["epochs", "batch_size"], base)
     config = StudyConfig(trials=args.trials, storage=folder, wandb="off", trial=trial)
     simulation = Simulation(folder, config, space, args.gpus, recorded, args.epoch_seconds)
     for figures in simulation.run(min(1000, args.trials)):

@@ -133,12 +133,11 @@ def settle(folder: Path, conductor: Conductor, row: Row) -> None:
     home = trial_folder(folder / "trials", row.number)
     home.mkdir(parents=True, exist_ok=True)
     write_json(home / "outcome.json", {"state": row.state})
-    complete = [r for r in conductor.rows.values() if r.state == "COMPLETE" and r.value is not None]
-    ranked = sorted(complete, key=lambda r: (r.value if conductor.minimise else -r.value, r.number))  # type: ignore[operator]
     keep = conductor.config.keep
-    kept = {r.number for r in ranked[:keep]}
+    best = [conductor.rows[number] for _, number in conductor.ranking[: keep + 1]]
+    kept = {r.number for r in best[:keep]}
     # Only the trial that ended, and the one it may have pushed out of the best, can change.
-    for ended in (row, *ranked[keep : keep + 1]):
+    for ended in (row, *best[keep:]):
         for checkpoints in trial_folder(folder / "trials", ended.number).glob("attempt-*/checkpoints"):
             current = checkpoints.parent.name == f"attempt-{ended.attempt}"
             discard(checkpoints, keep_best=ended.number in kept and current)
