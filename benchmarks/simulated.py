@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from medtune.config import StudyConfig, TrialConfig
-from medtune.record import LocalRecord
+from medtune.data import load_pair
+from medtune.definition import Definition, describe
+from medtune.record import LocalRecord, write_json
 from medtune.search.conductor import Conductor, Launch, Report, attempt_folder
 from medtune.search.ledger import Ledger
 from medtune.search.space import SearchSpace
@@ -122,19 +124,19 @@ def memory_mb() -> float:
 
 
 def reopen_seconds(folder: Path, config: StudyConfig, space: SearchSpace) -> float:
-    """CPU time of a resume before its first decision, in a process of its own, on a copy of the ledger."""
+    """CPU time of a resume of that study before its first decision: in another process, on a copy of the ledger."""
     copy = folder / "resumed.journal"
     shutil.copyfile(folder / "ledger.journal", copy)
     with get_context("fork").Pool(1) as pool:
-        seconds = pool.apply(_reopen, (copy, folder / "trials", config, space))
+        seconds = pool.apply(_reopen, (copy, folder, config, space))
     copy.unlink()
     copy.with_suffix(".lock").unlink(missing_ok=True)
     return float(seconds)
 
 
-def _reopen(journal: Path, trials: Path, config: StudyConfig, space: SearchSpace) -> float:
+def _reopen(journal: Path, folder: Path, config: StudyConfig, space: SearchSpace) -> float:
     started = time.process_time()
-    Conductor(Ledger.open(journal, "simulated", "minimize"), config, space, trials).recover()
+    Conductor(Ledger.open(journal, folder.name, "minimize"), config, space, folder / "trials").recover()
     return time.process_time() - started
 
 
@@ -145,6 +147,8 @@ class Simulation:
         self, folder: Path, config: StudyConfig, space: SearchSpace, gpus: int, recorded: Recorded, epoch_seconds: float
     ) -> None:
         """`epoch_seconds`: what an epoch takes in the mean over the recorded curves; some models take longer."""
+        about = describe(config, Definition(script="simulated", space=space), load_pair("synthetic"))
+        write_json(folder / "study.json", {"id": "simulated", "name": folder.name, "created": time.time(), **about})
         self.folder = folder
         self.config = config
         self.space = space
@@ -152,7 +156,7 @@ class Simulation:
         self.recorded = recorded
         self.scale = epoch_seconds / float(np.mean([curve.seconds for curve in recorded.curves]))
         self.conductor = Conductor(
-            Ledger.open(folder / "ledger.journal", "simulated", "minimize"),
+            Ledger.open(folder / "ledger.journal", folder.name, "minimize"),
             config,
             space,
             folder / "trials",

@@ -42,13 +42,16 @@ class PartTPE(optuna.samplers.TPESampler):
         self._newest = max(NEWEST, random_starts)
         self._seen: _Part | None = None
 
-    def _part(self, study: optuna.Study) -> optuna.Study:
+    def _part(self, study: optuna.Study) -> _Part:
         if self._seen is None:
             self._seen = _Part(study, part(study, self._newest))
         return self._seen
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return super().infer_relative_search_space(self._part(study), trial)
+        """What all ended trials have. A study's space never changes, so that names alone need to be compared."""
+        ended = [trial.distributions for trial in self._part(study).part if trial.state.is_finished()]
+        shared = set.intersection(*map(set, ended)) if ended else set()
+        return {name: ended[-1][name] for name in sorted(shared) if not ended[-1][name].single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -193,6 +193,19 @@ def test_rungs_are_rebuilt_from_the_ledger(tmp_path):
     assert {"PRUNED", "COMPLETE"} == {state for state, *_ in straight}
 
 
+@pytest.mark.parametrize("selection", ["val/loss", "val/auc"])
+def test_the_ranking_is_that_of_the_rows_resumed_or_not(tmp_path, selection):
+    values = [0.5, 0.3, 0.3, 0.9, 0.1]
+    bench = Bench(tmp_path, trials=5, first_rung=1.0, trial=TrialConfig(epochs=1, pair="synthetic", selection=selection))
+    for value in values:
+        bench.conductor.report(say(bench.launch(), 1, value, "complete"))
+    sign = 1 if selection == "val/loss" else -1
+    wanted = sorted(range(5), key=lambda number: (sign * values[number], number))
+    assert [number for _, number in bench.conductor.ranking] == wanted
+    bench.reopen()
+    assert [number for _, number in bench.conductor.ranking] == wanted
+
+
 def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
