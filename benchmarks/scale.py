@@ -11,22 +11,33 @@ curves.json, recorded from a laptop study of that script.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
+import os
+import runpy
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.simulated import RECORDED, Recorded, Simulation, reopen_seconds
 from medtune.config import StudyConfig, TrialConfig
-from sweeps.all_models import SPACE
+from medtune.results import load_study
+from medtune.study import run_study
+
+SCRIPT = Path(__file__).parents[1] / "sweeps/all_models.py"
 
 
 def simulate(args: argparse.Namespace, folder: Path) -> None:
     """Print a line each thousand trials, and the study's outcome."""
     recorded = Recorded.of(args.curves) if args.curves else Recorded.load()
     # As the presets other than `full` do: epochs and batch size are the same for all.
-    space, trial = SPACE.without(["epochs", "batch_size"], TrialConfig(epochs=args.epochs, pair="synthetic"))
+    base = TrialConfig(epochs=args.epochs, pair="synthetic")
+    space, trial = runpy.run_path(str(SCRIPT))["SPACE"].without(["epochs", "batch_size"], base)
     config = StudyConfig(trials=args.trials, storage=str(folder), wandb="off", trial=trial)
     simulation = Simulation(folder, config, space, args.gpus, recorded, args.epoch_seconds)
     for figures in simulation.run(min(1000, args.trials)):
@@ -35,6 +46,44 @@ def simulate(args: argparse.Namespace, folder: Path) -> None:
     states = Counter(row.state for row in simulation.conductor.rows.values())
     print(f"{args.trials} trials of {args.epochs} epochs on {args.gpus} GPUs: {dict(states)}")
     print(words({**simulation.outcome(), "resume_s": reopen_seconds(folder, config, space)}))
+    print(words({f"medtune_{command}_s": answer_seconds(command, folder) for command in ("studies", "trials", "best")}))
+
+
+def answer_seconds(command: str, folder: Path) -> float:
+    """CPU time of `medtune COMMAND` on the study in `folder`, without the interpreter's start."""
+    from medtune import cli
+
+    started = time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main([command, *([] if command == "studies" else [folder.name]), "--storage", str(folder.parent)])
+    assert code == 0
+    return time.process_time() - started
+
+
+def with_ray(args: argparse.Namespace, storage: Path) -> None:
+    """Run trivial trials through Ray; print a line each `block` trials."""
+    from benchmarks.played import SPACE, PlayedTrial, definition
+    from benchmarks.throughput import noted_asks, trivial
+
+    os.environ["PLAYED_SECONDS"], os.environ["PLAYED_CHECKPOINTS"] = "0", "0"
+    config = trivial(args.trials, storage)
+    with noted_asks() as asked:
+        folder = run_study(config, definition(), PlayedTrial)
+    block = min(500, args.trials)
+    for end in range(block, len(asked) + 1, block):
+        part = asked[end - block : end]
+        figures = {
+            "trials": end,
+            "trials_per_second": (block - 1) / (part[-1].at - part[0].at),
+            "ask_p50_ms": 1000 * float(np.quantile([ask.seconds for ask in part], 0.5)),
+            "ask_p99_ms": 1000 * float(np.quantile([ask.seconds for ask in part], 0.99)),
+            "driver_mb": part[-1].driver_mb,
+        }
+        print(words(figures))
+    states = Counter(row.state for row in load_study(str(folder)).rows)
+    size = (folder / "ledger.journal").stat().st_size / 2**20
+    print(f"{args.trials} trials through Ray: {dict(states)}")
+    print(words({"ledger_mb": size, "resume_s": reopen_seconds(folder, config, SPACE)}))
 
 
 def record(args: argparse.Namespace) -> None:
@@ -61,6 +110,8 @@ def main() -> None:
     simulated.add_argument("--epochs", type=int, default=20)
     simulated.add_argument("--epoch-seconds", type=float, default=30.0, help="an epoch, in the mean over the curves")
     simulated.add_argument("--curves", type=Path, help="folder of a study whose curves to play")
+    ray = commands.add_parser("ray")
+    ray.add_argument("--trials", type=int, default=2_000)
     recording = commands.add_parser("record")
     recording.add_argument("study", type=Path)
     args = parser.parse_args()
@@ -68,7 +119,12 @@ def main() -> None:
         record(args)
         return
     with tempfile.TemporaryDirectory() as folder:
-        simulate(args, Path(folder))
+        if args.command == "ray":
+            with_ray(args, Path(folder))
+        else:
+            study = Path(folder) / "simulated"
+            study.mkdir()
+            simulate(args, study)
 
 
 if __name__ == "__main__":

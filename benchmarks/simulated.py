@@ -1,7 +1,8 @@
 """A study of many trials on many GPUs without either: our conductor, sampler and ledger, a simulated clock.
 
-Trials follow recorded learning curves, each its own model's and of the nearest learning rate. What the driver takes for a
-decision is measured and charged to the clock, one decision after the other: a driver that cannot keep up leaves GPUs idle.
+Trials follow recorded learning curves, each its own model's and of the nearest learning rate. What the driver computes for
+a decision is measured and charged to the clock, one decision after the other: a driver that cannot keep up leaves GPUs idle.
+It is CPU time, which does not depend on what else a machine does; waiting for the disk is in the wall time alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from medtune.config import StudyConfig, TrialConfig
-from medtune.record import LocalRecord
+from medtune.data import load_pair
+from medtune.definition import Definition, describe
+from medtune.record import LocalRecord, write_json
 from medtune.search.conductor import Conductor, Launch, Report, attempt_folder
 from medtune.search.ledger import Ledger
 from medtune.search.space import SearchSpace
@@ -104,13 +107,14 @@ class Block:
     started: float = field(default_factory=time.perf_counter)
 
     def figures(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.started
+        count, busy = len(self.asks) + len(self.reports), sum(self.asks) + sum(self.reports)
         return {
             "ask_p50_ms": 1000 * float(np.quantile(self.asks, 0.5)),
             "ask_p99_ms": 1000 * float(np.quantile(self.asks, 0.99)),
             "report_p50_ms": 1000 * float(np.quantile(self.reports, 0.5)) if self.reports else 0.0,
             "report_p99_ms": 1000 * float(np.quantile(self.reports, 0.99)) if self.reports else 0.0,
-            "decisions_per_second": (len(self.asks) + len(self.reports)) / seconds,
+            "decisions_per_cpu_second": count / busy,
+            "wall_s": time.perf_counter() - self.started,
             "driver_mb": memory_mb(),
         }
 
@@ -121,20 +125,20 @@ def memory_mb() -> float:
 
 
 def reopen_seconds(folder: Path, config: StudyConfig, space: SearchSpace) -> float:
-    """What a resume takes before its first decision, in a process of its own, on a copy of the ledger."""
+    """CPU time of a resume of that study before its first decision: in another process, on a copy of the ledger."""
     copy = folder / "resumed.journal"
     shutil.copyfile(folder / "ledger.journal", copy)
     with get_context("fork").Pool(1) as pool:
-        seconds = pool.apply(_reopen, (copy, folder / "trials", config, space))
+        seconds = pool.apply(_reopen, (copy, folder, config, space))
     copy.unlink()
     copy.with_suffix(".lock").unlink(missing_ok=True)
     return float(seconds)
 
 
-def _reopen(journal: Path, trials: Path, config: StudyConfig, space: SearchSpace) -> float:
-    started = time.perf_counter()
-    Conductor(Ledger.open(journal, "simulated", "minimize"), config, space, trials).recover()
-    return time.perf_counter() - started
+def _reopen(journal: Path, folder: Path, config: StudyConfig, space: SearchSpace) -> float:
+    started = time.process_time()
+    Conductor(Ledger.open(journal, folder.name, "minimize"), config, space, folder / "trials").recover()
+    return time.process_time() - started
 
 
 class Simulation:
@@ -144,6 +148,8 @@ class Simulation:
         self, folder: Path, config: StudyConfig, space: SearchSpace, gpus: int, recorded: Recorded, epoch_seconds: float
     ) -> None:
         """`epoch_seconds`: what an epoch takes in the mean over the recorded curves; some models take longer."""
+        about = describe(config, Definition(script="simulated", space=space), load_pair("synthetic"))
+        write_json(folder / "study.json", {"id": "simulated", "name": folder.name, "created": time.time(), **about})
         self.folder = folder
         self.config = config
         self.space = space
@@ -151,7 +157,7 @@ class Simulation:
         self.recorded = recorded
         self.scale = epoch_seconds / float(np.mean([curve.seconds for curve in recorded.curves]))
         self.conductor = Conductor(
-            Ledger.open(folder / "ledger.journal", "simulated", "minimize"),
+            Ledger.open(folder / "ledger.journal", folder.name, "minimize"),
             config,
             space,
             folder / "trials",
@@ -191,16 +197,16 @@ class Simulation:
             "simulated_hours": self.makespan / 3600,
             "idle_share": 1 - self.busy / whole,
             "idle_share_while_trials_wait": 1 - self.busy_at_queue_empty / queued if queued else 0.0,
-            "wall_seconds": self.wall,
+            "wall_s": self.wall,
             "driver_mb": memory_mb(),
             **self._ledger(),
         }
 
     def _decided(self, now: float, decide: Any, times: list[float]) -> Any:
         """Make a decision of the driver's and charge what it takes to the clock."""
-        start = time.perf_counter()
+        start = time.thread_time()
         decision = decide()
-        seconds = time.perf_counter() - start
+        seconds = time.thread_time() - start
         self.free = max(self.free, now) + seconds
         if not isinstance(decision, str):
             times.append(seconds)

@@ -133,10 +133,12 @@ class Progress:
         return Ticker(self.tick)
 
     def tick(self) -> None:
-        """Refresh, at most twice a second."""
-        if time.monotonic() >= self.next_tick:
-            self.next_tick = time.monotonic() + 0.5
+        """Refresh, at most twice a second, and for no more than a twentieth of the time, however many trials there are."""
+        started = time.monotonic()
+        if started >= self.next_tick:
             self._show()
+            ended = time.monotonic()
+            self.next_tick = ended + max(0.5, 19 * (ended - started))
 
     def _show(self) -> None:
         if self.live is not None:

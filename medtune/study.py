@@ -165,10 +165,8 @@ def _minimise(config: StudyConfig) -> bool:
 
 def settle(home: Home, conductor: Conductor, row: Row) -> None:
     """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
-    complete = [r for r in conductor.rows.values() if r.state == "COMPLETE" and r.value is not None]
-    ranked = sorted(complete, key=lambda r: (r.value if conductor.minimise else -r.value, r.number))  # type: ignore[operator]
     keep = conductor.config.keep
-    kept = {r.number for r in ranked[:keep]}
+    best = [conductor.rows[number] for _, number in conductor.ranking[: keep + 1]]
+    kept = {r.number for r in best[:keep]}
     # Only the trial that ended, and the one it may have pushed out of the best, can change.
-    changed = (row, *ranked[keep : keep + 1])
-    home.settle(row.number, row.state, {r.number: r.attempt if r.number in kept else None for r in changed})
+    home.settle(row.number, row.state, {r.number: r.attempt if r.number in kept else None for r in (row, *best[keep:])})

@@ -6,6 +6,7 @@ needed to go on after the driver was killed is in the ledger and in the trials' 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from medtune.claim import claim
 from medtune.config import StudyConfig, TrialConfig
 from medtune.placement import Place
 from medtune.search.alike import FirstFailures
-from medtune.search.asha import keep
-from medtune.search.ledger import Ledger, Row
+from medtune.search.asha import Rung
+from medtune.search.ledger import METRICS, Ledger, Row
 from medtune.search.space import SearchSpace
 from medtune.tracking import read_epochs, read_final, read_outcome
 
@@ -136,6 +137,15 @@ class Conductor:
         self.hopeless: str | None = None
         """Why no more trials should be tried in this launch."""
         self._first_failures = FirstFailures(config.alike_failures)
+        self._at_rung: dict[int, Rung] = {}
+        """All trials that reached a rung, each at its own epoch, by the rung's index."""
+        for row in self.rows.values():
+            for index, epoch in enumerate(self._rungs(row)):
+                if (record := row.rung(epoch)) is not None:
+                    self._rung(index).add(record["value"])
+        self.ranking = [standing for row in self.rows.values() if (standing := self._standing(row)) is not None]
+        """(value, number) of the trials that were trained to the end, the best first, less being better."""
+        self.ranking.sort()
 
     def recover(self) -> list[str]:
         """Bring in what the last driver did not hear of; what is still unfinished will be launched again.
@@ -263,19 +273,27 @@ class Conductor:
     def _rungs(self, row: Row) -> tuple[int, ...]:
         return self.config.rungs(self._epochs(row))
 
-    def _at_rung(self, index: int) -> list[Mapping[str, Any]]:
-        """The records of all trials that reached a rung, each at its own epoch."""
-        reached = ((row, rungs[index]) for row in self.rows.values() if index < len(rungs := self._rungs(row)))
-        return [record for row, epoch in reached if (record := row.rung(epoch)) is not None]
+    def _rung(self, index: int) -> Rung:
+        return self._at_rung.setdefault(index, Rung(self.config.reduction, minimise=self.minimise))
+
+    def _standing(self, row: Row) -> tuple[float, int] | None:
+        """Where a trial stands in `ranking`; None while it was not trained to the end."""
+        if row.state != "COMPLETE" or row.value is None:
+            return None
+        return row.value if self.minimise else -row.value, row.number
 
     def report(self, report: Report) -> bool:
         """Take in a report; returns whether the trial goes on. Reports of an attempt that is not current are ignored."""
         launch = self.live.get(report.number)
         if launch is None or launch.attempt != report.attempt:
             return False
+        with self.ledger.together():
+            return self._take_in(report)
+
+    def _take_in(self, report: Report) -> bool:
         number = report.number
-        self.ledger.note(number, latest=_merged(self.rows[number].latest, report))
-        moves = self.placing is not None and self.placing.moves(launch, report)
+        self.ledger.note(number, **_news(self.rows[number], report))
+        moves = self.placing is not None and self.placing.moves(self.live[number], report)
         if report.status == "fail":
             return self._fail(report)
         if report.status == "out_of_memory":
@@ -292,9 +310,10 @@ class Conductor:
         rungs = self._rungs(self.rows[number])
         if report.epoch in rungs and self.rows[number].rung(report.epoch) is None:
             index = rungs.index(report.epoch)
-            others = [record["value"] for record in self._at_rung(index)]
-            kept = keep(report.value, others, self.config.reduction, minimise=self.minimise)
-            self.ledger.record_rung(number, report.epoch, report.value, kept, index=index, order=len(others))
+            rung = self._rung(index)
+            kept = rung.keeps(report.value)
+            self.ledger.record_rung(number, report.epoch, report.value, kept, index=index, order=rung.reached)
+            rung.add(report.value)
             if not kept:
                 return self._finish(number, "PRUNED", report.value)
             self._refresh(number)
@@ -341,6 +360,8 @@ class Conductor:
         self.ledger.finish(number, state, value, cause)
         self.live.pop(number, None)
         self._refresh(number)
+        if (standing := self._standing(self.rows[number])) is not None:
+            bisect.insort(self.ranking, standing)
         self.on_finish(self.rows[number])
         self.hopeless = self.hopeless or self._first_failures.end(cause if state == "FAIL" else None)
         return False
@@ -349,15 +370,18 @@ class Conductor:
         self.rows[number] = self.ledger.row(number)
 
 
-def _merged(latest: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """All that is known of a trial besides its value: one attribute, so one write to the ledger a report."""
-    return {
-        "node": report.node or latest.get("node"),
-        "seconds": {**latest.get("seconds", {}), str(report.attempt): round(report.seconds, 3)},
-        "best": report.best or latest.get("best", {}),
-        "external": report.external or latest.get("external", {}),
-        "micro_batch": report.micro_batch or latest.get("micro_batch"),
+def _news(row: Row, report: Report) -> dict[str, Any]:
+    """What a report adds to what is known of a trial besides its value."""
+    latest = row.latest
+    news = {
+        "latest": {
+            "node": report.node or latest.get("node"),
+            "seconds": {**latest.get("seconds", {}), str(report.attempt): round(report.seconds, 3)},
+            "micro_batch": report.micro_batch or latest.get("micro_batch"),
+        }
     }
+    metrics = {part: getattr(report, part) or latest.get(part) for part in METRICS}
+    return news | {part: values for part, values in metrics.items() if values and values != row.attrs.get(part)}
 
 
 def minimised(metric: str) -> bool:

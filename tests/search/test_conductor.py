@@ -196,6 +196,19 @@ def test_rungs_are_rebuilt_from_the_ledger(tmp_path):
     assert {"PRUNED", "COMPLETE"} == {state for state, *_ in straight}
 
 
+@pytest.mark.parametrize("selection", ["val/loss", "val/auc"])
+def test_the_ranking_is_that_of_the_rows_resumed_or_not(tmp_path, selection):
+    values = [0.5, 0.3, 0.3, 0.9, 0.1]
+    bench = Bench(tmp_path, trials=5, first_rung=1.0, trial=TrialConfig(epochs=1, pair="synthetic", selection=selection))
+    for value in values:
+        bench.conductor.report(say(bench.launch(), 1, value, "complete"))
+    sign = 1 if selection == "val/loss" else -1
+    wanted = sorted(range(5), key=lambda number: (sign * values[number], number))
+    assert [number for _, number in bench.conductor.ranking] == wanted
+    bench.reopen()
+    assert [number for _, number in bench.conductor.ranking] == wanted
+
+
 def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
@@ -330,12 +343,15 @@ def test_a_plan_is_trained_in_order_with_every_setting_as_planned(tmp_path):
     assert {row.state for row in bench.rows()} == {"COMPLETE"}
 
 
-def test_a_plan_killed_while_asking_goes_on_with_the_same_settings(tmp_path, monkeypatch):
+def test_a_plan_killed_while_asking_goes_on_with_the_same_settings(tmp_path):
     bench = planned(tmp_path, seeds=1)
     first = bench.launch()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Ledger, "note", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        bench.conductor.next_launch()
+    bench.launch()
+    path = bench.folder / "ledger.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    settled = max(i for i, line in enumerate(lines) if b'"settings"' in line)
+    path.write_bytes(b"".join(lines[:settled]))
+    assert bench.rows()[1].params and bench.rows()[1].settings is None
     assert bench.reopen() and len(bench.rows()) == 2
     again = [bench.launch().config for _ in range(2)]
     wanted = [TrialConfig(pair="synthetic").replace(**settings) for settings in bench.what["first"][:2]]
