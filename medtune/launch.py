@@ -139,6 +139,11 @@ def _own(path: Path) -> bool:
     return path.exists() and path.stat().st_uid == os.getuid()
 
 
+def cluster_address() -> str | None:
+    """Where the cluster is that this machine is part of, in Ray's words; None where a study starts its own Ray."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+
+
 def start_ray() -> None:
     """Attach to the cluster this runs on, else start Ray for this study on the loopback interface alone."""
     import ray
@@ -149,7 +154,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cluster = os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+    cluster = cluster_address()
     if cluster:
         named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
         try:
