@@ -19,7 +19,7 @@ from rich.text import Text
 from medtune.cluster.absent import absent, launcher
 from medtune.cluster.facts import package
 from medtune.cluster.findings import RENEW, Finding, diagnose, together
-from medtune.cluster.nodes import Node, ask, here
+from medtune.cluster.nodes import Node, ask, here, staying
 from medtune.data.cli import DEFAULT_PAIR
 from medtune.data.registry import pair
 from medtune.errors import StudyError
@@ -58,11 +58,16 @@ def examine_cluster(storage: str) -> tuple[list[Node], list[Finding]]:
     """All nodes of the cluster this machine is part of, and those that should be."""
     import ray
 
-    from medtune.launch import start_ray
+    from medtune.launch import cluster_address, start_ray
 
+    if cluster_address() is None:
+        raise StudyError(
+            "no Ray cluster runs on this machine: run this on a node of it, or with --launcher cluster.yaml where you ran "
+            "`ray up`; without --cluster it looks at this machine alone"
+        )
     start_ray()
     try:
-        alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
+        alive = staying()
         with ThreadPoolExecutor(1) as pool:
             missing: Future[list[Finding]] = pool.submit(absent, launcher(), alive)
             nodes = ask(alive, storage)
@@ -125,9 +130,11 @@ def show(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a pipe has no width
-    table = Table(*HEADS, box=None, pad_edge=False)
-    for node in nodes:
-        table.add_row(*row(node))
+    columns = zip(HEADS, *map(row, nodes), strict=True)
+    shown = [column for column in columns if any(column[1:])]  # what no node has takes no room
+    table = Table(*(column[0] for column in shown), box=None, pad_edge=False)
+    for cells in zip(*(column[1:] for column in shown), strict=True):
+        table.add_row(*cells)
     console.print(table)
     for line in said:
         console.print(Text(line), soft_wrap=True)
@@ -140,7 +147,7 @@ def show(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]
         console.print(Text("fit for a study", style="green"))
 
 
-HEADS = ("node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "images", "clock", "free disk")
+HEADS = ("node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "images", "clock", "least free disk")
 
 
 def row(node: Node) -> tuple[str, ...]:
@@ -157,19 +164,19 @@ def row(node: Node) -> tuple[str, ...]:
         facts["packages"]["torch"] or "missing",
         facts["driver_cuda"] or "",
         f"{facts['medtune']['version']} {facts['medtune']['digest'][:8]}" if facts["medtune"] else "missing",
-        " ".join(facts["kernels"]) or "ours",
-        f"of {packs} stud{'ies' if packs > 1 else 'y'}" if packs else "when needed",
+        " ".join(facts["kernels"]),
+        f"of {packs} stud{'ies' if packs > 1 else 'y'}" if packs else "",
         f"{node.ahead:+.2f} s" if node.id else "",
-        " ".join(f"{disk['free'] / 1e9:.0f} GB {'/'.join(disk['uses'])}" for disk in facts["disks"]),
+        f"{min(disk['free'] for disk in facts['disks']) / 1e9:.0f} GB",
     )
 
 
 def cards(gpus: Sequence[dict[str, Any]]) -> str:
-    """`2x NVIDIA H200 (139.1, 139.1 GiB free)`."""
+    """`2x H200 (139.1, 139.1 GiB free)`."""
     kinds = {card["name"]: [c for c in gpus if c["name"] == card["name"]] for card in gpus}
     shown = []
     for kind, members in kinds.items():
         free = ", ".join(f"{card['free'] / 2**30:.1f}" for card in members)
-        shown.append(f"{len(members)}x {kind} ({free} GiB free)")
+        shown.append(f"{len(members)}x {kind.removeprefix('NVIDIA ')} ({free} GiB free)")
     return "; ".join(shown) or "none"
 

@@ -55,6 +55,16 @@ def here(storage: str | None = None) -> Node:
     return Node(id="", ip="this machine", facts=facts.gather(None if is_bucket(storage) else storage))
 
 
+def staying() -> list[dict[str, Any]]:
+    """The entries of `ray.nodes()` that are alive and not about to leave, by address."""
+    import ray
+    from ray._private.state import state
+
+    leaving = state.get_draining_nodes()
+    nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    return sorted(nodes, key=lambda node: node["NodeManagerAddress"])
+
+
 def ask(nodes: Sequence[Mapping[str, Any]], storage: str | None = None, patience: float = PATIENCE) -> list[Node]:
     """The facts of some of `ray.nodes()`, in their order; needs a driver that Ray is attached to.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from medtune.cluster.absent import absent, launcher
 from medtune.cluster.findings import diagnose, in_words
-from medtune.cluster.nodes import ask, here
+from medtune.cluster.nodes import ask, here, staying
 from medtune.cluster.roster import Roster
 from medtune.errors import StudyError
 
@@ -18,9 +17,7 @@ def preflight(storage: str, say: Callable[[str], None]) -> Roster:
 
     `storage`: the studies' folder. Warnings are said; raises StudyError with all that is wrong otherwise.
     """
-    import ray
-
-    nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+    nodes = staying()
     told = launcher()
     if len(nodes) == 1 and told is None:
         return Roster([nodes[0]["NodeID"]], storage=storage, say=say)

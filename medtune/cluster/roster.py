@@ -11,7 +11,7 @@ from typing import Any
 
 from medtune.cluster.facts import package
 from medtune.cluster.findings import Finding, diagnose, in_words
-from medtune.cluster.nodes import Node, ask, here
+from medtune.cluster.nodes import Node, ask, here, staying
 
 FRESH = 1.0
 """Seconds for which what Ray said of its nodes is believed."""
@@ -47,13 +47,9 @@ class Roster:
 
     def fit_nodes(self) -> list[dict[str, Any]]:
         """The entries of `ray.nodes()` that may take trials now. Costs a call to Ray once a second, and never waits."""
-        import ray
-        from ray._private.state import state
-
         now = time.monotonic()
         if now >= self._until:
-            leaving = set(state.get_draining_nodes())
-            self._seen = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in leaving]
+            self._seen = staying()
             self._until = now + FRESH
         self._hear()
         self._look_at([n for n in self._seen if n["NodeID"] not in self._fit])
