@@ -53,17 +53,29 @@ class Several:
     def leave(self, node):
         self.cluster.remove_node(node, allow_graceful=True)
 
+    def empty(self):
+        for node in list(self.cluster.worker_nodes):
+            self.leave(node)
+        self.cluster.wait_for_nodes()
+
+
+@pytest.fixture(scope="module")
+def head():
+    with pytest.MonkeyPatch.context() as patch:
+        # Else every study on this machine would attach to the test's cluster.
+        patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+        found = Several()
+        yield found
+        found.cluster.shutdown()
+
 
 @pytest.fixture
-def several(monkeypatch):
+def several(head, monkeypatch):
     monkeypatch.setattr("medtune.launch.Machines", Told)
-    # Else every study on this machine would attach to the test's cluster.
-    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
-    found = Several()
-    monkeypatch.setenv("RAY_ADDRESS", found.cluster.address)
+    monkeypatch.setenv("RAY_ADDRESS", head.cluster.address)
     monkeypatch.setenv("PLAYED_SECONDS", "0.2")
-    yield found
-    found.cluster.shutdown()
+    yield head
+    head.empty()
 
 
 def where(folder):
