@@ -113,7 +113,8 @@ STAND_INS = {
     # `ray start --block` stays until it is told to go.
     "ray": 'echo "${NODE:-job} ray $*" >> "$LOG"; case "$*" in *--block*) exec sleep 300 ;; esac',
     # A study long enough for all nodes to have started.
-    "python": 'until [ "$(grep -c " ray start " "$LOG")" = 3 ]; do sleep 0.05; done; echo "$RAY_ADDRESS python $*" >> "$LOG"; trap "echo stopped >> $LOG; exit 130" TERM; '
+    "python": 'until [ "$(grep -c " ray start " "$LOG")" = 3 ]; do sleep 0.05; done; '
+    'echo "$RAY_ADDRESS python $*" >> "$LOG"; trap "echo stopped >> $LOG; exit 130" TERM; '
     '[ -z "${STAY:-}" ] || { sleep 300 & wait; }; exit 3',
 }
 
