@@ -6,10 +6,12 @@ finds out here and ends; until then it writes into that attempt's folder, which 
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 from medtune.errors import Superseded
-from medtune.record import read_json, write_json
+from medtune.record import write_json
 
 _FILE = "current.json"
 
@@ -20,12 +22,22 @@ def claim(trial: Path, attempt: int) -> None:
     write_json(trial / _FILE, {"attempt": attempt})
 
 
+def claim_of(number: int) -> str:
+    """The file in a study's folder that says which attempt at a trial is current."""
+    return f"trials/{number:04d}/{_FILE}"
+
+
 def require_current(trial: Path, attempt: int) -> None:
     """Raises Superseded when a later attempt is current. A storage that does not answer decides nothing."""
+    with contextlib.suppress(OSError):
+        require_word((trial / _FILE).read_bytes(), attempt)
+
+
+def require_word(word: bytes, attempt: int) -> None:
+    """Raises Superseded when the file's content makes a later attempt the current one."""
     try:
-        found = read_json(trial / _FILE)
-    except OSError:
+        current = int(json.loads(word)["attempt"])
+    except (ValueError, KeyError, TypeError):
         return
-    current = (found or {}).get("attempt", attempt)
     if current > attempt:
         raise Superseded(f"attempt {attempt} goes on elsewhere as attempt {current}: its machine was taken for lost")

@@ -46,6 +46,10 @@ class Superseded(MachineFault):
     """An attempt that goes on in another process, as its own was taken for lost."""
 
 
+class StorageFault(MachineFault):
+    """Storage that failed for longer than the study waits for it: no trial's own fault."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for a name that is not one of `known`, with the nearest right one."""
     choices = sorted(known)

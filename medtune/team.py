@@ -31,6 +31,7 @@ from medtune.memory import OutOfMemory
 from medtune.parallel import Group, joined
 from medtune.record import LocalRecord
 from medtune.search.conductor import Report, attempt_folder
+from medtune.storage.attempt import Workplace, workplace
 from medtune.trial import (
     Attempt,
     AttemptSpec,
@@ -88,6 +89,7 @@ class Member:
         self._stack = contextlib.ExitStack()
         self._attempt: Attempt | Follower | None = None
         self._lifeline: Lifeline | None = None
+        self._place: Workplace
 
     def node(self) -> str:
         """The machine this process is on."""
@@ -102,7 +104,8 @@ class Member:
     def begin(self, spec: str, group: Group, address: str, local: bool) -> None:
         """Join the group for an attempt."""
         self._stack.enter_context(joined(group, address, default_device(), local=local))
-        about = AttemptSpec(**json.loads(spec))
+        self._place = workplace(AttemptSpec(**json.loads(spec)))
+        about = self._place.begin()
         self._attempt = Attempt(about, group) if group.leads else Follower(about, group)
         leader = self._attempt if isinstance(self._attempt, Attempt) else None
         self._lifeline = begin_watch(about, self._lifeline, leader)
@@ -110,12 +113,17 @@ class Member:
     def next_report(self) -> str:
         """One more epoch, as JSON."""
         assert self._attempt is not None
-        return json.dumps(self._attempt.next_report().to_dict())
+        report = self._attempt.next_report()
+        if isinstance(self._attempt, Attempt):  # a follower writes nothing
+            self._place.before_report()
+        return json.dumps(report.to_dict())
 
     def end(self) -> None:
         """Leave the group. Raises MachineFault when this process cannot take another trial."""
         if self._attempt is not None:
+            self._place.before_close()
             self._attempt.close()
+            self._place.end()
         self._attempt = None
         self._stack.close()
         if not memory_returned():

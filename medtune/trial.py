@@ -21,16 +21,16 @@ from ray import tune
 from torch import nn
 
 from medtune.checkpoint import CheckpointStore
-from medtune.claim import require_current
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
 from medtune.data.courier import fetched
 from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test
 from medtune.lifeline import Lifeline, to_this_cluster
-from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, no_room
+from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
+from medtune.storage.attempt import workplace
 from medtune.tracking import LocalRecord, WandbRun, read_outcome
 from medtune.training import EpochResult, Fit, fit
 
@@ -62,6 +62,14 @@ class AttemptSpec:
     """Key of the pack that has the images, on a cluster; none: they are loaded from the data folder."""
     watched: bool = False
     """Whether its processes may be cut off from the driver, or their machine be taken away."""
+    memory_cap: float | None = None
+    """The fraction of a card that its tensors may take, where others have the rest."""
+    measure: bool = False
+    """Do in the first epoch all that takes memory, and leave a checkpoint: it is to find out what the trial needs."""
+    storage: str | None = None
+    """The study's place in a bucket, if it is kept in one; each node then works in a folder of its own."""
+    storage_patience: float = 0.0
+    """Seconds to wait for storage that fails."""
 
     @property
     def trials(self) -> Path:
@@ -89,12 +97,15 @@ class Begun:
     device: torch.device
     store: CheckpointStore
     remembered: Remembered
+    shares: bool
+    """Whether its card has a limit for it, which says nothing of the card."""
 
 
 def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
     torch.set_num_threads(spec.threads)
     device = default_device()
+    limit_memory(device, spec.memory_cap)
     if spec.pack is not None:
         data = _packed(spec.pack)
     else:
@@ -120,7 +131,7 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
         if is_out_of_memory(error):
             raise no_room(config, data, device) from None
         raise
-    return Begun(fitting, data, device, store, remembered)
+    return Begun(fitting, data, device, store, remembered, spec.memory_cap is not None)
 
 
 class Attempt:
@@ -188,8 +199,11 @@ class Attempt:
             self.fit.save()
         line = {**result.to_dict(), "attempt": self.spec.attempt}
         last = result.epoch >= self.config.epochs
-        if result.epoch in self.spec.rungs or last:
+        measure = self.spec.measure and result.epoch == self.fit.start_epoch
+        if result.epoch in self.spec.rungs or last or measure:
             self._test_external(self.fit)
+        if measure:
+            self.fit.save()
         report = self._report("running", result)
         self.record.epoch({**line, "report": report.to_dict()})
         if self.wandb:
@@ -265,6 +279,7 @@ class Attempt:
             node=socket.gethostname(),
             seconds=time.perf_counter() - self.started,
             micro_batch=run.micro_batch if run else None,
+            memory=used(self.device) if run and self.spec.gpu_share == 1 and self.spec.memory_cap is None else None,
         )
 
     def _end(self, report: Report) -> None:
@@ -297,7 +312,7 @@ def failed(report: Report, error: Exception) -> Report:
 
 def remember(begun: Begun, fits: int) -> None:
     """For the trials to come: what ran out in the first epoch of an attempt was its own need, later a neighbour's."""
-    if begun.fit.epoch < begun.fit.start_epoch:
+    if not begun.shares and begun.fit.epoch < begun.fit.start_epoch:
         begun.remembered.write(fits)
 
 
@@ -342,7 +357,8 @@ class MedtuneTrial(tune.Trainable):
     lifeline: Lifeline | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
-        spec = AttemptSpec(**json.loads(config["spec"]))
+        self.place = workplace(AttemptSpec(**json.loads(config["spec"])))
+        spec = self.place.begin()
         if spec.processes == 1:
             self.attempt: Any = self.attempt_class(spec)
             self.lifeline = begin_watch(spec, self.lifeline, self.attempt)
@@ -366,7 +382,7 @@ class MedtuneTrial(tune.Trainable):
         and Leaving when its machine is about to be taken away.
         Returning False would do in Ray's contract, but Tune then drops the trial without telling the searcher.
         """
-        self.attempt.close()
+        self.leave()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
         if self.lifeline is not None:
@@ -377,13 +393,20 @@ class MedtuneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        spec = self.attempt.spec
-        if spec.watched:
-            require_current(trial_folder(spec.trials, spec.number), spec.attempt)
-        return {"report": json.dumps(self.attempt.next_report().to_dict())}
+        if self.attempt.spec.watched:
+            self.place.require_current()
+        report = self.attempt.next_report()
+        self.place.before_report()
+        return {"report": json.dumps(report.to_dict())}
+
+    def leave(self) -> None:
+        """Let go of the attempt; nothing of it is only here."""
+        self.place.before_close()
+        self.attempt.close()
+        self.place.end()
 
     def cleanup(self) -> None:
-        self.attempt.close()
+        self.leave()
         if self.team is not None:
             self.team.stop()
 

@@ -50,7 +50,11 @@ if [ ! -e medtune/.venv/.installed ]; then
   mkdir -p medtune
   "$PYTHON" -m venv --without-pip medtune/.venv
   site=$(echo medtune/.venv/lib/python3.*/site-packages)
-  printf '%s\n%s\n' "$packages" /root/medtune > "$site/medtune_lab.pth"
+  echo "$packages" > "$site/machine.pth"
+  # The editable install, as pip makes it, of the host's own checkout.
+  for file in "$packages"/__editable__*medtune*; do
+    sed "s#'medtune': '[^']*'#'medtune': '/root/medtune/medtune'#" "$file" > "$site/${file##*/}"
+  done
   printf '#!/root/medtune/.venv/bin/python\nimport sys\nfrom ray.scripts.scripts import main\nsys.exit(main())\n' > medtune/.venv/bin/ray
   printf '#!/root/medtune/.venv/bin/python\nimport sys\nfrom medtune.cli import main\nsys.exit(main())\n' > medtune/.venv/bin/medtune
   chmod +x medtune/.venv/bin/ray medtune/.venv/bin/medtune

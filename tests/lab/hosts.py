@@ -28,8 +28,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).with_name("boot.sh")
-TOOLS = ("ip", "unshare", "nsenter", "/usr/sbin/sshd", "ssh", "ssh-keygen", "rsync")
+TOOLS = ("ip", "unshare", "nsenter", "setpriv", "/usr/sbin/sshd", "ssh", "ssh-keygen", "rsync")
 NOT_CODE = (".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.egg-info")
+# However the test ends, no host outlives it.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 def why_not() -> str | None:
@@ -87,7 +89,7 @@ class Lab:
                 subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
         lines = ["127.0.0.1 localhost", *(f"{address(name)} {name}" for name in (*self.hosts, "w3", "w4"))]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
-        self.switch = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self.switch = subprocess.Popen([*DIES_WITH_US, "unshare", "--net", "sleep", "infinity"])
         wait_until(lambda: self._own_network(self.switch.pid), 10, "the lab's switch")  # type: ignore[union-attr]
         self._on_switch("ip link add bridge type bridge && ip link set bridge up")
         try:
@@ -212,7 +214,7 @@ class Lab:
         with open(self.folder / f"{host}.log", "ab") as log:
             spaces = ("--net", "--mount", "--pid", "--uts", "--ipc", "--mount-proc")
             self.outer[host] = subprocess.Popen(
-                ["unshare", *spaces, "--fork", "--kill-child", *script],
+                [*DIES_WITH_US, "unshare", *spaces, "--fork", "--kill-child", *script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -244,6 +246,8 @@ class Lab:
             "TERM": "dumb",
             "LANG": "C.UTF-8",
             "PATH": "/root/medtune/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": "/root/medtune",
+            "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONUNBUFFERED": "1",
             **(env or {}),
