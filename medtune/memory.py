@@ -83,7 +83,8 @@ def limit_memory(device: torch.device, fraction: float | None) -> None:
     None: all of it. Also begins to watch the peak for `used`.
     """
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0 if fraction is None else max(LEAST_PART, fraction), device)
+        # Of the current device: this call takes no "cuda" without a number.
+        torch.cuda.set_per_process_memory_fraction(1.0 if fraction is None else max(LEAST_PART, fraction))
         torch.cuda.reset_peak_memory_stats(device)
 
 
