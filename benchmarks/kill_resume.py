@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.played import curve, two_families
@@ -37,7 +37,8 @@ from medtune.study import run_study
 def config(storage: Path, trials: int) -> StudyConfig:
     """Short trials with three rungs."""
     trial = TrialConfig(epochs=5, pair="synthetic")
-    return StudyConfig(preset="laptop", name="kill", storage=storage, trials=trials, wandb="off", keep=trials, trial=trial)
+    shared = StudyConfig(preset="laptop", name="kill", wandb="off", trial=trial)
+    return replace(shared, storage=str(storage), trials=trials, keep=trials)
 
 
 @dataclass

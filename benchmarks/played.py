@@ -121,5 +121,5 @@ class SpentTrial(PlayedTrial):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Refuse, as `MedtuneTrial` does."""
-        self.attempt.close()
+        self.leave()
         raise MachineFault("the last trial left 1000 MB of device memory behind")

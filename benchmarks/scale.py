@@ -42,7 +42,7 @@ def simulate(args: argparse.Namespace, folder: Path) -> None:
     """Print a line each thousand trials, and the study's outcome."""
     recorded = Recorded.of(args.curves) if args.curves else Recorded.load()
     space, trial = all_models(TrialConfig(epochs=args.epochs, pair="synthetic"))
-    config = StudyConfig(trials=args.trials, storage=folder, wandb="off", trial=trial)
+    config = StudyConfig(trials=args.trials, storage=str(folder), wandb="off", trial=trial)
     simulation = Simulation(folder, config, space, args.gpus, recorded, args.epoch_seconds)
     for figures in simulation.run(min(1000, args.trials)):
         figures["resume_s"] = reopen_seconds(folder, config, space)

@@ -28,6 +28,7 @@ from medtune.record import LocalRecord, write_json
 from medtune.search.conductor import Conductor, Launch, Report, attempt_folder
 from medtune.search.ledger import Ledger
 from medtune.search.space import SearchSpace
+from medtune.storage.home import Home
 from medtune.study import settle
 
 RECORDED = Path(__file__).with_name("curves.json")
@@ -161,7 +162,7 @@ class Simulation:
             space,
             folder / "trials",
             slots=lambda: gpus,
-            on_finish=lambda row: settle(folder, self.conductor, row),
+            on_finish=lambda row: settle(Home(folder, 0.0), self.conductor, row),
         )
         self.events: list[tuple[float, int, Playing]] = []
         self.free = 0.0

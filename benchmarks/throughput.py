@@ -59,7 +59,7 @@ def noted_asks() -> Iterator[list[Ask]]:
 def trivial(trials: int, folder: Path) -> StudyConfig:
     """A study of one-epoch trials."""
     trial = TrialConfig(epochs=1, milestones=(), pair="synthetic")
-    return StudyConfig(preset="laptop", trials=trials, storage=folder, wandb="off", trial=trial)
+    return StudyConfig(preset="laptop", trials=trials, storage=str(folder), wandb="off", trial=trial)
 
 
 def ours(trials: int, folder: Path) -> dict[str, float]:

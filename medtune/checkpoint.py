@@ -26,6 +26,7 @@ from torch import Tensor
 
 from medtune.config import TrialConfig
 from medtune.errors import CheckpointError
+from medtune.storage.patience import patiently
 
 KEEP_LAST = 2
 NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit", "activation_checkpointing"})
@@ -78,8 +79,7 @@ class CheckpointStore:
         }
         path = self._path("last", snapshot.epoch)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _delete_leftovers(self.folder)
+            patiently(f"checkpoints in {self.folder}", self._make_room)
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
         if snapshot.best_epoch != self._best_here:
@@ -116,6 +116,11 @@ class CheckpointStore:
         """Delete this attempt's checkpoints, all or all but the best weights."""
         discard(self.folder, keep_best=keep_best)
 
+    def _make_room(self) -> None:
+        # Not its parents: they are gone where the folder that all nodes share is.
+        self.folder.mkdir(exist_ok=True)
+        _delete_leftovers(self.folder)
+
     def _path(self, kind: str, epoch: int) -> Path:
         return self.folder / f"{kind}-{epoch:04d}.safetensors"
 
@@ -150,20 +155,28 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
     metadata = {_KEY: text, _DIGEST: _digest(text, plain)}
+    # Not save_file: killed, it leaves files of its own naming behind, which nobody would clear away.
+    data = save(plain, metadata)
+    try:
+        patiently(f"checkpoint {path}", lambda: _write_whole(path, data))
+    except OSError as error:
+        raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        # Not save_file: killed, it leaves files of its own naming behind, which nobody would clear away.
         with temporary.open("wb") as file:
-            file.write(save(plain, metadata))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         with _opened(path.parent) as folder:
             os.fsync(folder)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
+        raise
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -38,6 +38,18 @@ class MachineFault(MedtuneError):
     """The process or its device is not fit for another trial; no trial's own fault."""
 
 
+class Leaving(MachineFault):
+    """The machine is about to be taken away."""
+
+
+class Superseded(MachineFault):
+    """An attempt that goes on in another process, as its own was taken for lost."""
+
+
+class StorageFault(MachineFault):
+    """Storage that failed for longer than the study waits for it: no trial's own fault."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for a name that is not one of `known`, with the nearest right one."""
     choices = sorted(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from medtune.storage.patience import patiently
 
 EPOCHS = "epochs.jsonl"
 EVENTS = "events.jsonl"
@@ -21,19 +24,24 @@ class LocalRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        patiently(str(folder), lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def epoch(self, values: Mapping[str, Any]) -> None:
         """Append one line to `epochs.jsonl`, readable at once; NaN and infinity become null."""
-        _append(self.folder / EPOCHS, values)
+        self._append(EPOCHS, values)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append something worth knowing, with its time, to `events.jsonl`."""
-        _append(self.folder / EVENTS, {"time": round(time.time(), 3), "kind": kind, **fields})
+        self._append(EVENTS, {"time": round(time.time(), 3), "kind": kind, **fields})
 
     def final(self, values: Mapping[str, Any]) -> None:
         """Write `final.json`, whole or not at all."""
-        write_json(self.folder / FINAL, values)
+        path = self.folder / FINAL
+        patiently(str(path), lambda: write_json(path, values))
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        path = self.folder / name
+        patiently(str(path), lambda: _append(path, values))
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
@@ -104,9 +112,14 @@ def _append(path: Path, values: Mapping[str, Any]) -> None:
     line = json.dumps(plain(values), separators=(",", ":")) + "\n"
     # One write of an O_APPEND file: a reader sees the whole line or, if this process dies in it, a torn last one.
     with path.open("ab", buffering=0) as file:
-        if file.tell() and not _ends_whole(path):
+        size = file.tell()
+        if size and not _ends_whole(path):
             line = "\n" + line
-        file.write(line.encode())
+        data = line.encode()
+        if file.write(data) < len(data):
+            # What a disk that is full takes of a line is taken back.
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _ends_whole(path: Path) -> bool:

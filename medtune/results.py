@@ -16,12 +16,17 @@ import filelock
 
 from medtune.config import TrialConfig
 from medtune.definition import read_study
+from medtune.driver import last_driver
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
 from medtune.record import earlier_epochs
 from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
-from medtune.study import storage_folder
+from medtune.storage import reading
+from medtune.storage.bucket import Bucket, is_bucket
+from medtune.storage.home import storage_root
+from medtune.storage.lease import is_driven
+from medtune.usage import read_usage
 
 OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
@@ -41,6 +46,13 @@ class Study:
     rows: list[Row]
     running: bool
     """Whether a driver works on it now."""
+    bucket: Bucket | None = None
+    """Where it is kept, when `folder` is but a copy of what was asked for."""
+
+    @property
+    def where(self) -> str:
+        """Where it is kept."""
+        return self.bucket.uri if self.bucket else str(self.folder)
 
     def state(self, row: Row) -> str:
         """The row's state in the user's words: an unfinished trial that nobody trains is WAITING."""
@@ -55,16 +67,31 @@ class Study:
         return str(self.record["selection"])
 
 
-def load_study(name: str, storage: Path | None = None) -> Study:
-    """A study by its name, or by the path of its folder. Raises StudyError with the nearest name."""
-    root = storage_folder(storage)
-    folder = Path(name) if (Path(name) / "study.json").exists() else root / name
-    if not (folder / "study.json").exists():
-        names = [path.parent.name for path in root.glob("*/study.json")]
+def load_study(name: str, storage: str | Path | None = None) -> Study:
+    """A study by its name, or by the path of its folder or its URI. Raises StudyError with the nearest name."""
+    if is_bucket(name):
+        storage, _, name = name.rstrip("/").rpartition("/")
+    root = storage_root(storage)
+    if (Path(name) / "study.json").exists():
+        return _read(Path(name))
+    names = _names(root)
+    if name not in names:
+        at = root.uri if isinstance(root, Bucket) else root
         if not names:
-            raise StudyError(f"no studies in {root}: run a sweep first, or name another folder with --storage")
-        raise StudyError(unknown("study", name, names) + f" (in {root})")
-    return _read(folder)
+            raise StudyError(f"no studies in {at}: run a sweep first, or name another place with --storage")
+        raise StudyError(unknown("study", name, names) + f" (in {at})")
+    return _read(_folder(root, name))
+
+
+def _names(root: Path | Bucket) -> list[str]:
+    if isinstance(root, Bucket):
+        return reading.study_names(root)
+    return [path.parent.name for path in root.glob("*/study.json")]
+
+
+def _folder(root: Path | Bucket, name: str) -> Path:
+    """Where a study lies; of one in a bucket, what is asked for first is brought there."""
+    return reading.fetch_study(root, name) if isinstance(root, Bucket) else root / name
 
 
 def _read(folder: Path) -> Study:
@@ -72,7 +99,8 @@ def _read(folder: Path) -> Study:
     journal = folder / "ledger.journal"
     # A study that was stopped before its first trial has an empty ledger or none.
     rows = Ledger.read(journal).rows() if journal.exists() and journal.stat().st_size else []
-    return Study(folder, record, rows, driver_alive(folder))
+    bucket = reading.bucket_of(folder)
+    return Study(folder, record, rows, is_driven(bucket) if bucket else driver_alive(folder), bucket)
 
 
 def driver_alive(folder: Path) -> bool:
@@ -87,12 +115,13 @@ def driver_alive(folder: Path) -> bool:
         return False  # a read-only folder: nobody here drives it
 
 
-def all_studies(storage: Path | None = None) -> list[Study]:
+def all_studies(storage: str | Path | None = None) -> list[Study]:
     """Oldest first; one that cannot be read is named on stderr and does not hide the others."""
     found = []
-    for path in storage_folder(storage).glob("*/study.json"):
+    root = storage_root(storage)
+    for name in _names(root):
         try:
-            found.append(_read(path.parent))
+            found.append(_read(_folder(root, name)))
         except StudyError as error:
             print(f"warning: {error}", file=sys.stderr)
     return sorted(found, key=lambda study: study.record["created"])
@@ -111,12 +140,14 @@ def study_summary(study: Study) -> dict[str, Any]:
         "script": study.record["script"],
         "preset": study.record["preset"],
         "running": study.running,
+        "driver": last_driver(study.folder, study.running),
         "trials": counts,
         "selection": study.selection,
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
         "synthetic": study.record["synthetic"],
-        "folder": str(study.folder),
+        "folder": study.where,
+        "usage": read_usage(study.folder),
     }
 
 
@@ -139,6 +170,7 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "micro_batch": row.latest.get("micro_batch"),
         "attempts": row.attempt,
         "faults": row.faults,
+        "errors": row.errors,
     }
 
 
@@ -173,6 +205,8 @@ def trial_config(study: Study, row: Row) -> TrialConfig:
 
 def epochs(study: Study, row: Row) -> list[dict[str, Any]]:
     """What a trial's attempts recorded so far: one line an epoch, the latest attempt's, in order."""
+    if study.bucket:
+        reading.fetch_trial(study.folder, study.bucket, row.number)
     return earlier_epochs(attempt_folder(study.folder / "trials", row.number, row.attempt + 1))
 
 
@@ -180,6 +214,8 @@ def checkpoint(study: Study, row: Row) -> Path | None:
     """The best weights, if they were kept."""
     from medtune.checkpoint import best_file
 
+    if study.bucket:
+        reading.fetch_best(study.folder, study.bucket, row.number, row.attempt)
     return best_file(attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints")
 
 
@@ -222,14 +258,16 @@ def print_outcome(folder: Path) -> bool:
         answer = best(study)
     except StudyError:
         causes = Counter(row.cause for row in study.rows if row.cause)
-        print(f"\nno trial was trained to the end; everything of this study: {folder}")
+        print(f"\nno trial was trained to the end; everything of this study: {study.where}")
         for cause, count in causes.most_common():
             print(f"  {count} failed: {cause}")
         return False
     print()
     print_best(answer)
-    print(f"\neverything of this study: {folder}")
-    at = "" if folder.parent == storage_folder(None) else f" --storage {folder.parent}"
+    print(f"\neverything of this study: {study.where}")
+    root, _, _ = study.where.rpartition("/")
+    default = storage_root(None)
+    at = "" if root == (default.uri if isinstance(default, Bucket) else str(default)) else f" --storage {root}"
     # As it can be typed here: an environment that is not activated is not on the path.
     medtune = "medtune" if shutil.which("medtune") else os.path.relpath(Path(sys.executable).with_name("medtune"))
     print(f"next: {medtune} best {study.name}{at} --top 3\n      {medtune} trials {study.name}{at}")

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-import platformdirs
-
 from medtune.config import StudyConfig
-from medtune.data import load_pair
+from medtune.data import PairData, load_pair
+from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.errors import StudyError
-from medtune.launch import launch
-from medtune.record import write_json
-from medtune.search.conductor import Conductor, minimised, trial_folder
+from medtune.driver import DriverRecord
+from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, unknown
+from medtune.launch import PACKED, cluster_address, launch
+from medtune.progress import Progress
+from medtune.record import read_json
+from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
+from medtune.storage.bucket import Bucket
+from medtune.storage.home import LEDGER, Home, home_of, storage_root, study_names
+from medtune.storage.lease import Replaced
+from medtune.storage.patience import held
+from medtune.usage import read_usage
 from medtune.wandb_sync import Uploader
-
-
-def storage_folder(storage: Path | None) -> Path:
-    """--storage, then $MEDTUNE_STORAGE, then a user folder."""
-    if storage is not None:
-        return storage.expanduser().resolve()
-    given = os.environ.get("MEDTUNE_STORAGE")
-    return Path(given).expanduser().resolve() if given else Path(platformdirs.user_data_dir("medtune")) / "studies"
 
 
 def study_name(config: StudyConfig, script: str) -> str:
@@ -34,7 +31,7 @@ def study_name(config: StudyConfig, script: str) -> str:
     name = config.name or f"{script}-{config.preset}"
     if not config.new:
         return name
-    taken = {path.name for path in storage_folder(config.storage).glob("*")}
+    taken = study_names(storage_root(config.storage))
     candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)
 
@@ -46,98 +43,130 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
 
     Raises ConfigError, DataError or StudyError before anything is started; KeyboardInterrupt after a clean stop.
     """
-    from medtune.progress import Progress
-
     check_definition(config, definition)
     name = study_name(config, definition.script)
-    folder = storage_folder(config.storage) / name
-    data = load_pair(
-        config.trial.pair,
-        native_size=config.trial.native_size,
-        data_dir=config.data_dir,
-        external_dir=config.external_dir,
-        external_fallback=definition.external_fallback,
-    )
+    home = home_of(config.storage, name, config.storage_patience)
+    if config.resume:
+        require_begun(home, storage_root(config.storage))
+    data = _load_data(config, definition, home.folder)
     starts = check_pretrained(config, definition, len(data.classes))
-    _require_writable(folder)
-    with _only_driver(folder):
-        check_same_study(folder, name, config, definition, data)
-        progress = Progress(name, folder, config, data)
-        ledger = Ledger.open(folder / "ledger.journal", name, "minimize" if _minimise(config) else "maximize")
+    progress = Progress(name, home.where, config, data)
+    on_cluster = cluster_address() is not None
+    with (
+        _stopped_by_storage(name),
+        _no_trace_if_refused(home),
+        home.driven(progress.say),
+        held(home.patience),
+        DriverRecord(home.folder, on_cluster=on_cluster) as driver,
+    ):
+        progress.log = driver.log
+        check_same_study(home.folder, name, config, definition, data)
+        ledger = Ledger.open(home.folder / LEDGER, name, "minimize" if _minimise(config) else "maximize")
         conductor = Conductor(
             ledger,
             config,
             definition.space,
-            folder / "trials",
+            home.folder / "trials",
             first=definition.first,
             planned=definition.planned,
-            on_finish=lambda row: settle(folder, conductor, row),
+            on_finish=lambda row: settle(home, conductor, row),
+            before_launch=home.before_launch,
+            before_hearing=home.before_hearing,
         )
-        progress.begin(conductor, [*starts, *conductor.recover()])
-        if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
-            uploader = Uploader(folder, config.wandb, say=progress.say)
-            uploader.start()
-            progress.say(f"  {uploader.describe()}")
-            patience = 3.0
-            try:
-                with progress:
-                    launch(folder, config, conductor, definition, progress, trainable)
-                patience = 20.0
-            finally:
-                report = uploader.stop(patience)
-            if config.wandb == "auto" and (report.uploaded or report.left):
-                progress.say(report.describe())
-        progress.end()
-    return folder
+        with home.begun():
+            progress.begin(conductor, [*starts, *conductor.recover()])
+            if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
+                _run(home, config, conductor, definition, progress, trainable)
+        progress.end(read_usage(home.folder))
+    return home.folder
 
 
-def _require_writable(folder: Path) -> None:
-    """Find out before time is spent. Raises StudyError with the system's reason."""
+def require_begun(home: Home, root: Path | Bucket) -> None:
+    """Raises StudyError with the nearest name where there is no study to go on with."""
+    names = study_names(root)
+    if home.name not in names:
+        if not names:
+            raise StudyError(f"no studies in {root}: nothing to resume. Leave --resume out, or see --storage")
+        raise StudyError(unknown("study", home.name, names) + f" (in {root}; named with --name)")
+
+
+def _load_data(config: StudyConfig, definition: Definition, folder: Path) -> PairData:
+    """The pair; where its files are not, what a study on a cluster left of it on this machine."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"?" * 4096)
-        probe.unlink()
-    except OSError as error:
+        return load_pair(
+            config.trial.pair,
+            native_size=config.trial.native_size,
+            data_dir=config.data_dir,
+            external_dir=config.external_dir,
+            external_fallback=definition.external_fallback,
+        )
+    except DataMissing:
+        # A node that trained for this study can go on with it; that these are its images is checked with its settings.
+        key = (read_json(folder / PACKED) or {}).get("pack")
+        data = open_pack(key) if key else None
+        if data is None:
+            raise
+        return data
+
+
+def _run(
+    home: Home,
+    config: StudyConfig,
+    conductor: Conductor,
+    definition: Definition,
+    progress: Progress,
+    trainable: type | None,
+) -> None:
+    """Launch what is left, with the uploader beside it."""
+    uploader = Uploader(home.folder, config.wandb, say=progress.say)
+    uploader.start()
+    progress.say(f"  {uploader.describe()}")
+    patience = 3.0
+    try:
+        with progress:
+            launch(home.folder, config, conductor, definition, progress, trainable, home)
+        patience = 20.0
+    finally:
+        home.fetch_wandb()
+        report = uploader.stop(patience)
+    if config.wandb == "auto" and (report.uploaded or report.left):
+        progress.say(report.describe())
+
+
+@contextlib.contextmanager
+def _stopped_by_storage(name: str) -> Iterator[None]:
+    """Storage that failed for too long ends the study with a clear word."""
+    try:
+        yield
+    except Replaced:
+        raise
+    except StorageFault as error:
         raise StudyError(
-            f"cannot write to the study's folder {folder}: {error.strerror}. "
-            "Choose another with --storage or $MEDTUNE_STORAGE"
+            f"study {name!r} was stopped, as its storage fails: {error}. What was reported is kept: once storage works, "
+            "the same command goes on with it"
         ) from None
+
+
+@contextlib.contextmanager
+def _no_trace_if_refused(home: Home) -> Iterator[None]:
+    """A study that was refused before its first trial leaves no folder behind that the next one would have to go on with."""
+    new = not home.folder.exists()
+    try:
+        yield
+    except ConfigError:
+        if new and not (home.folder / "trials").exists():
+            shutil.rmtree(home.folder, ignore_errors=True)
+        raise
 
 
 def _minimise(config: StudyConfig) -> bool:
     return minimised(config.trial.selection)
 
 
-@contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """One driver a study; the kernel releases the lock however the driver ends."""
-    lock = filelock.FileLock(folder / "driver.lock")
-    try:
-        lock.acquire(timeout=10)
-    except filelock.Timeout:
-        raise StudyError(
-            f"study {folder.name!r} is being run by another process (it holds {folder / 'driver.lock'}). "
-            "Wait for it, stop it, or start another study with --new or --name."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def settle(folder: Path, conductor: Conductor, row: Row) -> None:
+def settle(home: Home, conductor: Conductor, row: Row) -> None:
     """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
-    from medtune.checkpoint import discard  # imports torch, which reading a study back does without
-
-    home = trial_folder(folder / "trials", row.number)
-    home.mkdir(parents=True, exist_ok=True)
-    write_json(home / "outcome.json", {"state": row.state})
     keep = conductor.config.keep
     best = [conductor.rows[number] for _, number in conductor.ranking[: keep + 1]]
     kept = {r.number for r in best[:keep]}
     # Only the trial that ended, and the one it may have pushed out of the best, can change.
-    for ended in (row, *best[keep:]):
-        for checkpoints in trial_folder(folder / "trials", ended.number).glob("attempt-*/checkpoints"):
-            current = checkpoints.parent.name == f"attempt-{ended.attempt}"
-            discard(checkpoints, keep_best=ended.number in kept and current)
+    home.settle(row.number, row.state, {r.number: r.attempt if r.number in kept else None for r in (row, *best[keep:])})

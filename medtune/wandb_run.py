@@ -116,7 +116,7 @@ class WandbRun:
     def _start(
         self, study_id: str, config: dict[str, Any], folder: Path, project: str, tags: list[str], group: str | None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not its parents: they are gone where the folder that all nodes share is
         wandb = _library()
         given = {
             "project": project,

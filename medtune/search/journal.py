@@ -8,13 +8,14 @@ import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._storage import JournalOperation
 
 from medtune.errors import StudyError
+from medtune.storage.journal import PatientJournal
+from medtune.storage.patience import patiently
 
 
-class DriverJournal(JournalFileBackend):
+class DriverJournal(PatientJournal):
     """Optuna's journal, with `together`; it keeps no list of where each line began, which only grows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,12 +55,12 @@ class DriverJournal(JournalFileBackend):
         self._require_no_strangers()
         super().append_logs(self._pending)
         self._read += len(self._pending)
-        self._log_number_offset = {self._read: os.stat(self._file_path).st_size}
+        self._log_number_offset = {self._read: self._size()}
         self._pending = []
 
     def _require_no_strangers(self) -> None:
         """Trials go by their place in the file. A note that Optuna's dashboard put there does no harm."""
-        if os.stat(self._file_path).st_size == self._log_number_offset[self._read]:
+        if self._size() == self._log_number_offset[self._read]:
             return
         strange = super().read_logs(self._read)
         if any(log["op_code"] == JournalOperation.CREATE_TRIAL for log in strange):
@@ -68,10 +69,15 @@ class DriverJournal(JournalFileBackend):
                 "Start the study again: it goes on with all of them"
             )
 
+    def _size(self) -> int:
+        """In bytes, once the file can be reached."""
+        return patiently(f"the ledger {self._file_path}", lambda: os.stat(self._file_path).st_size)
+
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         if self._pending:
             yield from self._pending[log_number_from - self._read :]
             return
+        self._size()
         number = log_number_from
         for log in super().read_logs(log_number_from):
             number += 1

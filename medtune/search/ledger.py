@@ -86,6 +86,17 @@ class Row:
         return int(self.attrs.get("faults", 0))
 
     @property
+    def faults_here(self) -> int:
+        """Those since it last got an epoch further."""
+        epoch, count = self.attrs.get("faults_at", (-1, 0))
+        return int(count) if epoch == self.epoch else 0
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Errors of its own that it was started again after: cause by attempt."""
+        return self.attrs.get("errors", {})
+
+    @property
     def latest(self) -> dict[str, Any]:
         """The newest report's node, seconds by attempt, metrics at the best epoch and external metrics."""
         # The metrics are many and seldom new: they are facts of their own, within `latest` in older ledgers.

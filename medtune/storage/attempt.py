@@ -1,0 +1,222 @@
+"""Where an attempt works: in the study's folder, or in a folder of its node whose contents go to the study's bucket.
+
+Before each report to the driver, what the attempt wrote is in the bucket: weights first, then its record, its final result
+last, and what was deleted goes after that. So whatever the driver has heard of can be gone on from on any node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medtune.claim import claim_of, require_current, require_word
+from medtune.data.folders import user_folder
+from medtune.record import EPOCHS, FINAL, OUTCOME, LocalRecord
+from medtune.search.conductor import attempt_folder, trial_folder
+from medtune.storage import desk
+from medtune.storage.bucket import Bucket, for_all
+from medtune.storage.copies import fetch
+from medtune.storage.home import require_marker
+from medtune.storage.patience import Patience, hold
+
+WANDB_SECONDS = 30.0
+"""Between two pushes of a running attempt's W&B files."""
+SHARE = 0.1
+"""Of an attempt's time at most, what sending checkpoints takes: after a slow one the next waits."""
+_SKIPPED = ("logs", "tmp")
+MARK = "medtune.json"
+
+
+def workplace(spec: Any) -> Workplace:
+    """Where the attempt of a `medtune.trial.AttemptSpec` works."""
+    return BucketWorkplace(spec) if spec.storage else Workplace(spec)
+
+
+class Workplace:
+    """The study's folder, which all nodes share."""
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+        self.folder = Path(spec.folder)
+        self.notes: list[str] = []
+        self.patience = Patience(spec.storage_patience, waits=desk.tell, went_on=self._went_on)
+
+    @property
+    def attempt(self) -> Path:
+        """The attempt's own folder."""
+        return attempt_folder(self.folder / "trials", self.spec.number, self.spec.attempt)
+
+    def begin(self) -> Any:
+        """Be ready for the attempt; returns its spec, with the folder to work in. Raises StorageFault."""
+        hold(self.patience)
+        self.patience(f"the study's folder {self.folder}", self._prepare)
+        return self.spec
+
+    def _prepare(self) -> None:
+        require_marker(self.folder)
+        # Step by step: none of it where the study's folder is gone meanwhile.
+        for folder in (self.attempt.parent.parent, self.attempt.parent, self.attempt):
+            folder.mkdir(exist_ok=True)
+
+    def require_current(self) -> None:
+        """Raises Superseded when the trial goes on elsewhere."""
+        require_current(trial_folder(self.folder / "trials", self.spec.number), self.spec.attempt)
+
+    def before_report(self) -> None:
+        """What the attempt wrote is safe before the driver hears of it. Raises StorageFault."""
+        notes, self.notes = self.notes, []
+        for note in notes:
+            LocalRecord(self.attempt).event("storage", message=note)
+
+    def before_close(self) -> None:
+        """Have the trial's outcome here, if it has one."""
+
+    def end(self) -> None:
+        """The attempt is over."""
+
+    def _went_on(self, words: str) -> None:
+        self.notes.append(words)
+        desk.tell(words)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A file as it was pushed."""
+
+    size: int
+    changed: int
+
+
+class BucketWorkplace(Workplace):
+    """A folder of this node, for this attempt alone."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self.folder = user_folder() / "storage" / spec.study / f"{spec.number:04d}-{spec.attempt}"
+        self.bucket = Bucket(spec.storage)
+        self._trial = f"trials/{spec.number:04d}"
+        self._pushed: dict[str, _State] = {}
+        self._memory: dict[str, bytes] = {}
+        self._next_checkpoint = 0.0
+        self._next_wandb = time.monotonic() + WANDB_SECONDS
+
+    def begin(self) -> Any:
+        hold(self.patience)
+        self.bucket = Bucket(self.spec.storage, desk.credentials())
+        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", self._fetch)
+        return replace(self.spec, folder=str(self.folder))
+
+    def _fetch(self) -> None:
+        """Bring the earlier attempts' epochs, and the checkpoints of the newest that has any."""
+        self.attempt.mkdir(parents=True, exist_ok=True)
+        (self.folder / "wandb").mkdir(exist_ok=True)
+        found = self.bucket.files(self._trial)
+        earlier = [f"{self._trial}/attempt-{n}" for n in range(self.spec.attempt - 1, 0, -1)]
+        wanted = [f"{attempt}/{EPOCHS}" for attempt in earlier]
+        with_checkpoints = (a for a in earlier if any(key.startswith(f"{a}/checkpoints/last-") for key in found))
+        newest = next(with_checkpoints, None)
+        wanted += [key for key in found if newest and key.startswith(f"{newest}/checkpoints/")]
+        fetch(self.bucket, self.folder, {key: found[key] for key in wanted if key in found})
+        self._fetch_memory()
+
+    def _fetch_memory(self) -> None:
+        """What fits into a device's memory, as the storage's other studies found out."""
+        root = Bucket(self.bucket.uri.rpartition("/")[0], self.bucket.environment)
+        model = f"micro-batches/{self.spec.config['model']}-"
+        found = [key for key in root.files("micro-batches") if key.startswith(model)]
+        for_all(lambda key: root.download(key, self.folder.parent / key), found)
+        self._memory = {key: (self.folder.parent / key).read_bytes() for key in found}
+
+    def _push_memory(self) -> None:
+        root = Bucket(self.bucket.uri.rpartition("/")[0], self.bucket.environment)
+        for path in (self.folder.parent / "micro-batches").glob(f"{self.spec.config['model']}-*.json"):
+            key = f"micro-batches/{path.name}"
+            data = path.read_bytes()
+            if self._memory.get(key) != data:
+                root.write(key, data)
+                self._memory[key] = data
+
+    def require_current(self) -> None:
+        with contextlib.suppress(OSError):  # a bucket that does not answer decides nothing
+            require_word(self.bucket.read(claim_of(self.spec.number)) or b"", self.spec.attempt)
+
+    def before_report(self) -> None:
+        super().before_report()
+        final = (self.attempt / FINAL).exists()
+        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=final))
+
+    def _push(self, *, checkpoints: bool = False) -> None:
+        """`checkpoints`: also where the last one took long."""
+        if checkpoints or time.monotonic() >= self._next_checkpoint:
+            self._push_checkpoints()
+        self._push_memory()
+        for path in sorted(self.attempt.glob("*.json*"), key=lambda path: path.name == FINAL):
+            if not path.name.endswith(".part"):
+                self._push_record(path)
+        if time.monotonic() >= self._next_wandb:
+            self._push_wandb()
+
+    def _push_checkpoints(self) -> None:
+        started = time.monotonic()
+        here = sorted((self.attempt / "checkpoints").glob("*.safetensors"))  # best-... before last-...
+        sent = [path for path in here if self._push_file(path)]
+        there = [key for key in self._pushed if key.endswith(".safetensors")]
+        gone = [key for key in there if not (self.folder / key).exists()]
+        self.bucket.delete(gone)
+        for key in gone:
+            del self._pushed[key]
+        if sent:
+            took = time.monotonic() - started
+            self._next_checkpoint = started + took / SHARE
+
+    def _push_record(self, path: Path) -> None:
+        key = self._key(path)
+        if key not in self._pushed and path.suffix == ".jsonl":
+            # Of a trial that several processes train, two on different nodes may write to one record.
+            there = self.bucket.read(key) or b""
+            here = path.read_bytes()
+            if not here.startswith(there):
+                path.write_bytes(there + here)
+        self._push_file(path)
+
+    def _push_wandb(self) -> None:
+        runs = [path for path in (self.folder / "wandb").rglob("*") if path.is_file()]
+        shown = [path for path in runs if not set(_SKIPPED) & set(path.relative_to(self.folder).parts)]
+        for path in sorted(shown, key=lambda path: path.name == MARK):  # the mark says that the rest is there
+            with contextlib.suppress(FileNotFoundError):
+                self._push_file(path)
+        self._next_wandb = time.monotonic() + WANDB_SECONDS
+
+    def _push_file(self, path: Path) -> bool:
+        """Whether it had to be."""
+        key, stat = self._key(path), path.stat()
+        state = _State(stat.st_size, stat.st_mtime_ns)
+        if self._pushed.get(key) == state:
+            return False
+        self.bucket.upload(path, key)
+        self._pushed[key] = state
+        return True
+
+    def _key(self, path: Path) -> str:
+        return str(path.relative_to(self.folder))
+
+    def before_close(self) -> None:
+        key = f"{self._trial}/{OUTCOME}"
+        self._once(lambda: self.bucket.download(key, self.folder / key))
+
+    def end(self) -> None:
+        """What is left goes to the bucket, and nothing stays here."""
+        ended = (self.folder / self._trial / OUTCOME).exists()
+        self._once(lambda: self._push(checkpoints=not ended))
+        self._once(self._push_wandb)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _once(self, action: Callable[[], object]) -> None:
+        """Without waiting: the next trial does, and the attempt's state is in the bucket as of its last report."""
+        with contextlib.suppress(OSError):
+            action()

@@ -1,0 +1,74 @@
+"""Reading a study that is kept in a bucket: what is asked for is brought into a folder of this machine first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medtune.driver import RECORD
+from medtune.errors import StudyError
+from medtune.storage.bucket import Bucket
+from medtune.storage.copies import fetch_records, local_folder
+from medtune.storage.home import LEDGER, URI
+from medtune.storage.patience import reason
+from medtune.storage.segments import Segments
+from medtune.usage import FILE as USAGE
+
+
+def fetch_study(root: Bucket, name: str) -> Path:
+    """The folder with the study's definition and ledger as they are now. Raises StudyError when it cannot be read."""
+    bucket, folder = root.under(name), local_folder(root, "reading") / name
+    try:
+        record = bucket.read("study.json")
+        if record is None:
+            raise StudyError(f"no study in {bucket.uri}: `medtune studies --storage {root.uri}` lists those there are")
+        segments = Segments(bucket.under("ledger"))
+        newest = segments.newest()
+        ledger = segments.read(newest) if newest else b""
+        notes = [(note, data) for note in (USAGE, RECORD) if (data := bucket.read(note)) is not None]
+    except OSError as error:
+        raise StudyError(f"cannot read {bucket.uri}: {reason(error)}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, data in (("study.json", record), (LEDGER, ledger), (URI, bucket.uri.encode()), *notes):
+        part = folder / f"{file}.{os.getpid()}.part"
+        part.write_bytes(data)
+        os.replace(part, folder / file)
+    return folder
+
+
+def study_names(root: Bucket) -> list[str]:
+    """Names of the studies there. Raises StudyError when it cannot be read."""
+    try:
+        return [name for name in root.names() if root.find(f"{name}/study.json")]
+    except OSError as error:
+        raise StudyError(f"cannot read {root.uri}: {reason(error)}") from None
+
+
+def bucket_of(folder: Path) -> Bucket | None:
+    """The bucket that a local folder stands for; None for a study that lies in the folder itself."""
+    mark = folder / URI
+    return Bucket(mark.read_text()) if mark.exists() else None
+
+
+def fetch_trial(folder: Path, bucket: Bucket, number: int) -> None:
+    """Bring the records of a trial's attempts. Raises StudyError."""
+    try:
+        fetch_records(bucket, folder, f"trials/{number:04d}")
+    except OSError as error:
+        raise StudyError(f"cannot read trial {number} in {bucket.uri}: {reason(error)}") from None
+
+
+def fetch_best(folder: Path, bucket: Bucket, number: int, attempt: int) -> None:
+    """Bring the best weights of a trial that were kept, if any. Raises StudyError."""
+    prefix = f"trials/{number:04d}/attempt-{attempt}/checkpoints"
+    try:
+        found = bucket.files(prefix)
+        best = max((key for key in found if "/best-" in key), default=None)
+        if best is not None and not _there(folder / best, found[best].size):
+            bucket.download(best, folder / best)
+    except OSError as error:
+        raise StudyError(f"cannot read {bucket.uri}/{prefix}: {reason(error)}") from None
+
+
+def _there(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
