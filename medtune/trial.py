@@ -279,6 +279,7 @@ class Attempt:
             node=socket.gethostname(),
             seconds=time.perf_counter() - self.started,
             micro_batch=run.micro_batch if run else None,
+            leaving=self.leaving(),
             memory=used(self.device) if run and self.spec.gpu_share == 1 and self.spec.memory_cap is None else None,
         )
 

@@ -138,6 +138,7 @@ def watched(config, tmp_path, monkeypatch):
     line = Lifeline("127.0.0.1:1", lambda: False, every=1, patience=1)  # never begun
     monkeypatch.setattr(trial_module, "to_this_cluster", lambda: line)
     slow = config.replace(checkpoint_seconds=1000.0)
+    (tmp_path / "study.json").write_text("{}")  # the folder is a study's
     return MedtuneTrial(to_config(spec(slow, tmp_path, watched=True, rungs=()))), line
 
 

@@ -66,6 +66,8 @@ class Report:
     """Time this attempt has taken so far."""
     micro_batch: int | None = None
     """Images a device computes at once; after `out_of_memory`, to be computed at once by the next attempt."""
+    leaving: bool = False
+    """Whether its machine is about to be taken away."""
     memory: dict[str, Any] | None = None
     """What a process alone on its GPU has taken of it (`medtune.memory.used`)."""
 
@@ -137,6 +139,8 @@ class Conductor:
         self.hopeless: str | None = None
         """Why no more trials should be tried in this launch."""
         self._first_failures = FirstFailures(config.alike_failures)
+        self._leaving: set[tuple[int, int]] = set()
+        """Number and attempt of what ran on a machine that had given notice."""
         self._at_rung: dict[int, Rung] = {}
         """All trials that reached a rung, each at its own epoch, by the rung's index."""
         for row in self.rows.values():
@@ -292,6 +296,8 @@ class Conductor:
 
     def _take_in(self, report: Report) -> bool:
         number = report.number
+        if report.leaving:
+            self._leaving.add((number, report.attempt))
         self.ledger.note(number, **_news(self.rows[number], report))
         moves = self.placing is not None and self.placing.moves(self.live[number], report)
         if report.status == "fail":
@@ -340,14 +346,14 @@ class Conductor:
     def lost(self, launch: Launch, cause: str, *, announced: bool = False) -> None:
         """The attempt's process or machine died. The trial is started again, within a budget of its own.
 
-        `announced`: the machine was taken away with notice, which is charged to no budget.
+        `announced`: the machine was taken away with notice, which is charged to no budget; a report may have said so too.
         """
         number = launch.number
         if self.live.get(number) != launch:
             return
         self.live.pop(number)
         row = self.rows[number]
-        here = row.faults_here + (not announced)
+        here = row.faults_here + (not (announced or (number, launch.attempt) in self._leaving))
         self.ledger.note(number, faults=row.faults + 1, faults_at=[row.epoch, here])
         self._refresh(number)
         if here > self.config.machine_faults:

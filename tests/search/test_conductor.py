@@ -395,8 +395,11 @@ def test_machines_that_come_and_go_exhaust_no_budget_while_the_trial_gets_on(tmp
 
 def test_a_machine_taken_away_with_notice_is_charged_to_no_budget(tmp_path):
     bench = Bench(tmp_path, machine_faults=0, trials=1)
-    for _ in range(3):
+    for _ in range(2):
         bench.conductor.lost(bench.launch(), "drained", announced=True)
+    launch = bench.launch()
+    bench.conductor.report(say(launch, 1, 0.5, leaving=True))
+    bench.conductor.lost(launch, "gone, as its process had said")
     bench.run(bench.launch(), [0.5] * 5)
     row = bench.rows()[0]
     assert (row.state, row.faults, row.errors, row.attempt) == ("COMPLETE", 3, {}, 4)
