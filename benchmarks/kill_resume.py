@@ -34,7 +34,7 @@ from medtune.search.ledger import Row
 from medtune.study import run_study
 
 
-def config(storage: Path, trials: int) -> StudyConfig:
+def config(storage: Path | str, trials: int) -> StudyConfig:
     """Short trials with three rungs."""
     trial = TrialConfig(epochs=5, pair="synthetic")
     shared = StudyConfig(preset="laptop", name="kill", wandb="off", trial=trial)
@@ -78,7 +78,7 @@ def campaign(storage: Path, *, kills: int, trials: int, seed: int) -> Account:
     return account
 
 
-def command(storage: Path, trials: int) -> list[str]:
+def command(storage: Path | str, trials: int) -> list[str]:
     """What drives one launch of the study."""
     return [sys.executable, "-m", "benchmarks.kill_resume", "--drive", str(storage), "--trials", str(trials)]
 
@@ -174,13 +174,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--drive", help=argparse.SUPPRESS)
+    parser.add_argument("--patience", type=float, default=300.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
         from benchmarks.played import PlayedTrial
 
         try:
-            run_study(config(args.drive, args.trials), two_families("kill"), PlayedTrial)
+            study = replace(config(args.drive, args.trials), storage_patience=args.patience)
+            run_study(study, two_families("kill"), PlayedTrial)
         except StudyError as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:

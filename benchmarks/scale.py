@@ -27,17 +27,21 @@ import numpy as np
 from benchmarks.simulated import RECORDED, Recorded, Simulation, reopen_seconds
 from medtune.config import StudyConfig, TrialConfig
 from medtune.results import load_study
+from medtune.search.space import SearchSpace
 from medtune.study import run_study
 
 SCRIPT = Path(__file__).parents[1] / "sweeps/all_models.py"
 
 
+def all_models(base: TrialConfig) -> tuple[SearchSpace, TrialConfig]:
+    """The space of sweeps/all_models.py; epochs and batch size are `base`'s, as with presets other than `full`."""
+    return runpy.run_path(str(SCRIPT))["SPACE"].without(["epochs", "batch_size"], base)
+
+
 def simulate(args: argparse.Namespace, folder: Path) -> None:
     """Print a line each thousand trials, and the study's outcome."""
     recorded = Recorded.of(args.curves) if args.curves else Recorded.load()
-    # As the presets other than `full` do: epochs and batch size are the same for all.
-    base = TrialConfig(epochs=args.epochs, pair="synthetic")
-    space, trial = runpy.run_path(str(SCRIPT))["SPACE"].without(["epochs", "batch_size"], base)
+    space, trial = all_models(TrialConfig(epochs=args.epochs, pair="synthetic"))
     config = StudyConfig(trials=args.trials, storage=str(folder), wandb="off", trial=trial)
     simulation = Simulation(folder, config, space, args.gpus, recorded, args.epoch_seconds)
     for figures in simulation.run(min(1000, args.trials)):

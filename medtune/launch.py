@@ -29,7 +29,7 @@ from medtune.placer import Placer
 from medtune.record import write_json
 from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
-from medtune.storage.desk import Listener
+from medtune.storage.desk import Listener, keys_hidden
 from medtune.storage.home import Home
 from medtune.usage import Usage
 
@@ -151,7 +151,7 @@ def launch(
         ),
     )
     try:
-        with stop_on_signal(searcher, progress), Listener(progress.say):
+        with stop_on_signal(searcher, progress), Listener(progress.say), keys_hidden():
             tuner.fit()
     finally:
         watch.end()

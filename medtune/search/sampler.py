@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 GOOD = 25
 """Trials that Optuna's TPE takes as good at most."""
-NEWEST = 500
+NEWEST = 250
 """Ended trials that are modelled besides, by number; a study that has no more is modelled whole."""
 
 
@@ -37,9 +37,9 @@ class _Part(optuna.Study):
 class PartTPE(optuna.samplers.TPESampler):
     """TPE for one proposal, which depends on the seed and on the study's rows alone."""
 
-    def __init__(self, *, seed: int, random_starts: int) -> None:
+    def __init__(self, *, seed: int, random_starts: int, newest: int = NEWEST) -> None:
         super().__init__(seed=seed, n_startup_trials=random_starts)
-        self._newest = max(NEWEST, random_starts)
+        self._newest = max(newest, random_starts)
         self._seen: _Part | None = None
 
     def _part(self, study: optuna.Study) -> _Part:

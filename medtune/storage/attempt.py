@@ -7,6 +7,8 @@ last, and what was deleted goes after that. So whatever the driver has heard of 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -27,8 +29,11 @@ from medtune.storage.patience import Patience, hold
 WANDB_SECONDS = 30.0
 """Between two pushes of a running attempt's W&B files."""
 SHARE = 0.1
-"""Of an attempt's time at most, what sending checkpoints takes: after a slow one the next waits."""
+"""Of an attempt's time, what sending checkpoints may take: after a slow one the next waits, but never for long."""
+LONGEST_WAIT = 30.0
 _SKIPPED = ("logs", "tmp")
+_GRACE = 60.0
+"""Seconds in which an attempt takes hold of the folder it made."""
 MARK = "medtune.json"
 
 
@@ -92,6 +97,20 @@ class _State:
     changed: int
 
 
+def sweep(studies: Path) -> None:
+    """Remove what attempts whose process was killed left on this node; a living one holds its folder."""
+    for folder in studies.glob("*/[0-9]*-[0-9]*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < _GRACE:
+                continue
+            held = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)
+
+
 class BucketWorkplace(Workplace):
     """A folder of this node, for this attempt alone."""
 
@@ -102,18 +121,26 @@ class BucketWorkplace(Workplace):
         self._trial = f"trials/{spec.number:04d}"
         self._pushed: dict[str, _State] = {}
         self._memory: dict[str, bytes] = {}
+        self._held: int | None = None
         self._next_checkpoint = 0.0
         self._next_wandb = time.monotonic() + WANDB_SECONDS
 
     def begin(self) -> Any:
         hold(self.patience)
+        self.patience(f"the folder {self.folder}", self._settle_in)
         self.bucket = Bucket(self.spec.storage, desk.credentials())
         self.patience(f"trial {self.spec.number} in {self.bucket.uri}", self._fetch)
         return replace(self.spec, folder=str(self.folder))
 
+    def _settle_in(self) -> None:
+        sweep(self.folder.parents[1])
+        self.attempt.mkdir(parents=True, exist_ok=True)
+        if self._held is None:
+            self._held = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self._held, fcntl.LOCK_SH)  # shared: by all processes of a trial
+
     def _fetch(self) -> None:
         """Bring the earlier attempts' epochs, and the checkpoints of the newest that has any."""
-        self.attempt.mkdir(parents=True, exist_ok=True)
         (self.folder / "wandb").mkdir(exist_ok=True)
         found = self.bucket.files(self._trial)
         earlier = [f"{self._trial}/attempt-{n}" for n in range(self.spec.attempt - 1, 0, -1)]
@@ -147,12 +174,11 @@ class BucketWorkplace(Workplace):
 
     def before_report(self) -> None:
         super().before_report()
-        final = (self.attempt / FINAL).exists()
-        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=final))
+        due = time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
+        self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=due))
 
-    def _push(self, *, checkpoints: bool = False) -> None:
-        """`checkpoints`: also where the last one took long."""
-        if checkpoints or time.monotonic() >= self._next_checkpoint:
+    def _push(self, *, checkpoints: bool) -> None:
+        if checkpoints:
             self._push_checkpoints()
         self._push_memory()
         for path in sorted(self.attempt.glob("*.json*"), key=lambda path: path.name == FINAL):
@@ -172,7 +198,7 @@ class BucketWorkplace(Workplace):
             del self._pushed[key]
         if sent:
             took = time.monotonic() - started
-            self._next_checkpoint = started + took / SHARE
+            self._next_checkpoint = started + min(took / SHARE, LONGEST_WAIT)
 
     def _push_record(self, path: Path) -> None:
         key = self._key(path)
@@ -211,10 +237,14 @@ class BucketWorkplace(Workplace):
 
     def end(self) -> None:
         """What is left goes to the bucket, and nothing stays here."""
-        ended = (self.folder / self._trial / OUTCOME).exists()
+        # Once a trial has ended, the driver decides which of its checkpoints stay.
+        ended = (self.folder / self._trial / OUTCOME).exists() or (self.attempt / FINAL).exists()
         self._once(lambda: self._push(checkpoints=not ended))
         self._once(self._push_wandb)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _once(self, action: Callable[[], object]) -> None:
         """Without waiting: the next trial does, and the attempt's state is in the bucket as of its last report."""

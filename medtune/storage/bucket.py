@@ -27,7 +27,8 @@ VARIABLES = (
 """What a client of S3 is told by its environment."""
 PARALLEL = 8
 """Small objects read or deleted at a time."""
-_ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 5
+"""Without a byte from the server, after which a request is made again."""
 _TRIES = 2
 _MAPPED = 1 << 20
 
@@ -55,22 +56,21 @@ class Bucket:
     """The objects below a URI. Every call raises OSError, with the server's word, when it cannot be done."""
 
     def __init__(self, uri: str, environment: Mapping[str, str] | None = None) -> None:
-        """`environment`: what the client is told besides this process's environment, and before it."""
+        """`environment`: what the client is told besides this process's environment as it is now, and before it."""
         self.uri = uri.rstrip("/")
         parts = urlsplit(self.uri)
         if parts.scheme not in SCHEMES or not parts.netloc or parts.query or parts.fragment:
             raise ConfigError(f"storage must be s3://bucket/prefix or gs://bucket/prefix, got {uri!r}")
         self.name = parts.netloc
         self.root = f"{parts.netloc}{parts.path}"
-        self.environment = dict(environment or {})
+        self.environment = {k: os.environ[k] for k in VARIABLES if k in os.environ} | dict(environment or {})
         self._client: Any = None
 
     @property
     def client(self) -> Any:
         """pyarrow's file system, made when first needed."""
         if self._client is None:
-            told = tuple(sorted({**{k: os.environ[k] for k in VARIABLES if k in os.environ}, **self.environment}.items()))
-            self._client = _client(urlsplit(self.uri).scheme, told)
+            self._client = _client(urlsplit(self.uri).scheme, tuple(sorted(self.environment.items())))
         return self._client
 
     def under(self, *keys: str) -> Bucket:
@@ -166,7 +166,7 @@ class Bucket:
             return f"Create bucket {self.name!r}, or name another with --storage or $MEDTUNE_STORAGE"
         if self.uri.startswith("gs://"):
             return "Name an account that may, with GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`"
-        at = _endpoint({**os.environ, **self.environment})
+        at = _endpoint(self.environment)
         where = f"the server at {at} (AWS_ENDPOINT_URL)" if at else "AWS (AWS_ENDPOINT_URL names another server)"
         return f"It is {where}; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role, must be let in there"
 
@@ -187,7 +187,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
     if scheme == "gs":
         from datetime import timedelta
 
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=2 * _ANSWER_SECONDS))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TRIES * _ANSWER_SECONDS))
     about = dict(told)
     options: dict[str, Any] = {}
     if "AWS_ACCESS_KEY_ID" in about and "AWS_SECRET_ACCESS_KEY" in about:
@@ -203,7 +203,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
         options |= {"endpoint_override": f"{address.netloc}{address.path.rstrip('/')}", "scheme": address.scheme}
     return fs.S3FileSystem(
         request_timeout=_ANSWER_SECONDS,
-        connect_timeout=_ANSWER_SECONDS / 2,
+        connect_timeout=_ANSWER_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
         allow_delayed_open=True,  # a small object is then one request, not three
         **options,

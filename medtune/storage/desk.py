@@ -6,14 +6,18 @@ configuration, nor an actor's arguments, nor a trial's configuration or logs hol
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 NAME = "medtune-desk"
 LISTEN_SECONDS = 2.0
 """Between two looks of the driver for what was said."""
 _ANSWER_SECONDS = 60.0
+_COPIED_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 
 
 class Desk:
@@ -42,7 +46,10 @@ class Desk:
 
 
 def desk(here: bool = False) -> Any:
-    """The desk of this process's study, begun when it is first asked for; `here`: on this node."""
+    """The desk of this process's study, begun when it is first asked for; `here`: on this node.
+
+    It lives as long as who began it holds on to what is returned.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -53,13 +60,19 @@ def desk(here: bool = False) -> Any:
     return ray.remote(Desk).options(**options).remote()
 
 
+@functools.cache
+def _asked() -> Any:
+    """The desk, for a process of a trial, which is of one study as long as it lives."""
+    return desk()
+
+
 def credentials() -> dict[str, str]:
     """What the driver was told of the storage, asked for from a trial's process; nothing where Ray does not run."""
     import ray
 
     if not ray.is_initialized():
         return {}
-    return dict(ray.get(desk().environment.remote(), timeout=_ANSWER_SECONDS))
+    return dict(ray.get(_asked().environment.remote(), timeout=_ANSWER_SECONDS))
 
 
 def tell(words: str) -> None:
@@ -68,7 +81,20 @@ def tell(words: str) -> None:
 
     if ray.is_initialized():
         node = ray.util.get_node_ip_address()
-        desk().say.remote(f"{node}: {words}")
+        _asked().say.remote(f"{node}: {words}")
+
+
+@contextlib.contextmanager
+def keys_hidden() -> Iterator[None]:
+    """Keep storage keys out of this process's environment while Tune runs.
+
+    Tune copies them into the runtime environment of its actors, which Ray writes into its logs.
+    """
+    hidden = {name: os.environ.pop(name) for name in _COPIED_BY_TUNE if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 class Listener:

@@ -26,7 +26,7 @@ from medtune.errors import StorageFault, StudyError
 from medtune.needs import FOLDER as NEEDS
 from medtune.record import OUTCOME, read_json, write_json
 from medtune.search.conductor import trial_folder
-from medtune.storage.bucket import VARIABLES, Bucket, for_all, is_bucket
+from medtune.storage.bucket import Bucket, for_all, is_bucket
 from medtune.storage.copies import Seen, fetch, fetch_changed, fetch_records, local_folder
 from medtune.storage.lease import RENEW, Lease, Replaced
 from medtune.storage.patience import Patience, reason
@@ -275,8 +275,8 @@ class BucketHome(Home):
 
         from medtune.storage.desk import desk
 
-        told = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        ray.get(desk(here=True).keep.remote(told))
+        self._desk = desk(here=True)
+        ray.get(self._desk.keep.remote(self.bucket.environment))
         super().serve(searcher)
 
     def _push(self) -> None:

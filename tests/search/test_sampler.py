@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import optuna
 import pytest
@@ -9,7 +10,7 @@ from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState, create_trial
 
 from medtune.config import StudyConfig, TrialConfig
-from medtune.search import sampler
+from medtune.search import ledger as ledger_module
 from medtune.search.ledger import Ledger
 from medtune.search.sampler import GOOD, PartTPE, part
 from medtune.search.space import Choice, Real, SearchSpace
@@ -65,16 +66,15 @@ def test_a_study_that_is_not_long_is_modelled_whole():
     assert proposals[0] == proposals[1]
 
 
-def test_random_starts_are_counted_in_a_long_study_too(monkeypatch):
-    monkeypatch.setattr(sampler, "NEWEST", 20)
+def test_random_starts_are_counted_in_a_long_study_too():
     whole = study(100, complete=0.5)
-    whole.sampler = PartTPE(seed=0, random_starts=60)
+    whole.sampler = PartTPE(seed=0, random_starts=60, newest=20)
     proposal = whole.ask(DISTRIBUTIONS)
     assert proposal.relative_params, "still drawn at random after 60 trials"
 
 
 def test_a_resumed_long_study_proposes_what_an_uninterrupted_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampler, "NEWEST", 30)
+    monkeypatch.setattr(ledger_module, "PartTPE", partial(PartTPE, newest=30))
     config = StudyConfig(trials=80, trial=TrialConfig(epochs=5, pair="synthetic"))
 
     def proposed(name, resumed):
