@@ -21,7 +21,7 @@ from medtune.data.folders import user_folder
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
 from medtune.errors import MedtuneError, StudyError
-from medtune.growth import Scouts, growable
+from medtune.growth import Scouts, addable, head
 from medtune.machines import Machines
 from medtune.needs import FOLDER, Needs
 from medtune.placement import Place
@@ -177,11 +177,11 @@ def place_trials(
     """
     import ray
 
-    most = growable()
-    reservation = Reservation.of(config, max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)))
-    limit = most.get("GPU" if reservation.gpus else "CPU", 0.0)
-    if not limit:
-        reservation.require_room(nodes())
+    added = addable()
+    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0) + sum(m.get("GPU", 0) for m in added))
+    what = "GPU" if reservation.gpus else "CPU"
+    limit = sum(machine.get(what, 0) for machine in (*added, head(ray.nodes()))) if added else 0.0
+    reservation.require_room([*nodes(), *({"Alive": True, "Resources": machine} for machine in added)])
     machines = Machines(nodes, gpus=bool(reservation.gpus))
     machines.settle()
     known = Needs(needs, reservation.processes)

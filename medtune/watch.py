@@ -50,7 +50,7 @@ class Watch:
             self.saved = now
             self.usage.save()
         if self.scouts is not None:
-            self.scouts.send(self.wanted())
+            self.scouts.send(self.wanted(), {machine.id for machine in self.placer.machines()})
         for line in self.waits.tell(self._waiting(), now):
             self.say(line)
 
@@ -80,7 +80,7 @@ class Watch:
     def end(self) -> None:
         """Write down what was counted, and send no more scouts."""
         if self.scouts is not None:
-            self.scouts.send(0)
+            self.scouts.send(0, ())
         self.count()
         self.usage.save()
 

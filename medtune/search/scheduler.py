@@ -13,6 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from medtune.errors import Leaving, StorageFault
 from medtune.search.conductor import Conductor, Launch, Report
 from medtune.search.searcher import LedgerSearcher, nothing
+from medtune.search.warm import WarmProcesses
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -29,6 +30,9 @@ class LedgerScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Tune's own choice, after what waits for a machine that is gone was taken back."""
+        controller = tune_controller._tune_controller
+        if not isinstance(controller._actor_cache, WarmProcesses):
+            controller._actor_cache = WarmProcesses()  # before the first process is started
         for launch in self.gone():
             found = [t for t in tune_controller.get_live_trials() if self.searcher.launches.get(t.trial_id) == launch]
             for trial in found:
