@@ -205,8 +205,8 @@ class BucketHome(Home):
 
     def _fetch_notes(self) -> None:
         """What earlier launches counted, and what the storage's studies found out about memory."""
-        there = self.bucket.files("")
-        fetch(self.bucket, self.folder, {key: there[key] for key in NOTES if key in there})
+        notes = {key: found for key in NOTES if (found := self.bucket.find(key)) is not None}
+        fetch(self.bucket, self.folder, notes)
         fetch(self.root, self.folder.parent, self.root.files(NEEDS))
 
     def _return_notes(self) -> None:
