@@ -63,7 +63,6 @@ def launch(
     from ray import tune
 
     from medtune.cluster.preflight import preflight
-    from medtune.cluster.secrets import keep_keys_home
     from medtune.search.scheduler import LedgerScheduler, Ticker
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
@@ -74,7 +73,6 @@ def launch(
     if pack_key is not None:
         write_json(folder / PACKED, {"pack": pack_key})
     start_ray()
-    keep_keys_home()
     courier = start_courier(pack_key) if pack_key else None
     try:
         roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
