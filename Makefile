@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: env sweep test test-slow lint clean
+.PHONY: env sweep test test-slow test-cluster lint clean
 
 env: .venv/.installed
 
@@ -23,6 +23,10 @@ test: env
 
 test-slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Hosts in namespaces on this machine: needs root, openssh-server, rsync and iproute2.
+test-cluster: env
+	@$(BIN)/python -m pytest -m cluster --timeout 900 $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .

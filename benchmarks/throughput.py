@@ -6,44 +6,75 @@ Run:  python -m benchmarks.throughput [--trials 1000] [--stock 100]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.played import PlayedTrial, definition
+from benchmarks.simulated import memory_mb
 from medtune.config import StudyConfig, TrialConfig
 from medtune.results import load_study
 from medtune.search.ledger import Ledger
 from medtune.study import run_study
 
 
-def ours(trials: int, folder: Path) -> dict[str, float]:
-    """One study of one-epoch trials, two at a time."""
-    asked: list[float] = []
+@dataclass(frozen=True)
+class Ask:
+    """One proposal of the searcher's."""
+
+    seconds: float
+    at: float
+    """When it was made, on the performance counter."""
+    driver_mb: float
+    """The driver's memory then."""
+
+
+@contextlib.contextmanager
+def noted_asks() -> Iterator[list[Ask]]:
+    """Note every proposal that is made inside."""
+    asked: list[Ask] = []
     ask = Ledger.ask
 
     def timed(self: Ledger, *args: object) -> int:
         start = time.perf_counter()
         number = ask(self, *args)  # type: ignore[arg-type]
-        asked.append(time.perf_counter() - start)
+        end = time.perf_counter()
+        asked.append(Ask(end - start, end, memory_mb()))
         return number
 
     Ledger.ask = timed  # type: ignore[assignment,method-assign]
+    try:
+        yield asked
+    finally:
+        Ledger.ask = ask  # type: ignore[method-assign]
+
+
+def trivial(trials: int, folder: Path) -> StudyConfig:
+    """A study of one-epoch trials."""
     trial = TrialConfig(epochs=1, milestones=(), pair="synthetic")
-    config = StudyConfig(preset="laptop", trials=trials, storage=str(folder), wandb="off", trial=trial)
-    started = time.perf_counter()
-    study = load_study(str(run_study(config, definition(), PlayedTrial)))
-    seconds = time.perf_counter() - started
+    return StudyConfig(preset="laptop", trials=trials, storage=str(folder), wandb="off", trial=trial)
+
+
+def ours(trials: int, folder: Path) -> dict[str, float]:
+    """One study of trivial trials, two at a time."""
+    with noted_asks() as asked:
+        started = time.perf_counter()
+        study = load_study(str(run_study(trivial(trials, folder), definition(), PlayedTrial)))
+        seconds = time.perf_counter() - started
     assert len(study.rows) == trials and all(row.state == "COMPLETE" for row in study.rows)
+    times = [ask.seconds for ask in asked]
     return {
         "seconds": seconds,
         "trials_per_second": trials / seconds,
-        "ask_mean_ms": 1000 * float(np.mean(asked)),
-        "ask_p99_ms": 1000 * float(np.quantile(asked, 0.99)),
+        "ask_mean_ms": 1000 * float(np.mean(times)),
+        "ask_p99_ms": 1000 * float(np.quantile(times, 0.99)),
         "driver_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "ledger_mb": (study.folder / "ledger.journal").stat().st_size / 2**20,
     }

@@ -37,8 +37,15 @@ def studies(*, storage: str | None = None, json: bool = False) -> None:
         best = "" if item["best_value"] is None else f"{item['selection']} {item['best_value']:.4f}"
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created"]))
         marks = [mark for mark, on in (("running", item["running"]), ("SYNTHETIC", item["synthetic"])) if on]
+        driver = item["driver"]
+        if driver and driver["state"] in ("failed", "crashed", "killed", "stopped"):
+            marks.append(driver["state"])
         table.add_row(item["name"], begun, counts, best, " ".join(marks))
     _print_table(table, "no studies yet")
+    for item in found:
+        driver = item["driver"]
+        if driver and driver["state"] in ("failed", "crashed"):
+            print(f"{item['name']} {driver['state']}, exit status {driver['status']}: {driver['message']}")
 
 
 def trials(study: StudyName, *, storage: str | None = None, json: bool = False) -> None:
@@ -51,12 +58,15 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
     """
     from medtune.progress import brief
     from medtune.results import SYNTHETIC, load_study, trial_summary
+    from medtune.usage import lines, read_usage
 
     found = load_study(study, storage)
     items = [trial_summary(found, row) for row in found.rows]
     if json:
         return _print_json(items)
-    heads = ("trial", "state", "epochs", found.selection, "ext. auc", "ext. oa", "time", "node", "settings")
+    interrupted = any(item["faults"] or item["errors"] for item in items)
+    again = ("faults", "errors") if interrupted else ()
+    heads = ("trial", "state", "epochs", found.selection, "ext. auc", "ext. oa", "time", *again, "node", "settings")
     table = Table(*heads, box=None, pad_edge=False)
     for item in items:
         figures = (item["value"], item["external"].get("external/auc"), item["external"].get("external/oa"))
@@ -64,9 +74,14 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
         what = item["cause"] or brief(item["params"])
         seconds = f"{item['seconds']:.0f} s"
         epochs = f"{item['epochs']}/{item['epochs_asked']}" if "epochs" in item["params"] else str(item["epochs"])
-        table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, item["node"] or "", what)
+        counts = (str(item["faults"]), str(len(item["errors"]))) if interrupted else ()
+        table.add_row(str(item["number"]), item["state"], epochs, *shown, seconds, *counts, item["node"] or "", what)
     _print_table(table, "no trials yet")
+    if interrupted:
+        print("faults: times its process or machine died; errors: of its own, after which it was tried again")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    for line in lines(read_usage(found.folder)):
+        print(line)
     if found.record["synthetic"]:
         print(SYNTHETIC)
 
@@ -207,6 +222,33 @@ def sync(study: StudyName, *, storage: str | None = None) -> None:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")
 
 
+def doctor(
+    *,
+    cluster: bool = False,
+    launcher: Path | None = None,
+    expect: str | None = None,
+    storage: str | None = None,
+    json: bool = False,
+) -> int:
+    """Look at this machine, or at every node of the cluster, and say what would fail a study, with the remedy.
+
+    The exit status is 1 where something is wrong.
+
+    Args:
+        cluster: Look at all nodes of the Ray cluster that this machine is part of.
+        launcher: The file you gave to `ray up`: look at that cluster, and find code that was edited here since.
+        expect: Digest that medtune must have on this machine; --launcher gives it.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+        json: Print JSON.
+    """
+    from medtune.cluster import doctor as room
+    from medtune.storage.home import storage_root
+
+    if launcher is not None:
+        return room.from_launcher(launcher, [*(("--storage", storage) if storage else ()), *["--json"] * json])
+    return room.doctor(storage_root(storage), cluster=cluster, as_json=json, expect=expect)
+
+
 def models(*, image_size: int = 224, classes: int = 2, json: bool = False) -> None:
     """List the models that can be trained, with what they cost.
 
@@ -310,6 +352,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "sync": sync,
     "models": models,
+    "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where},
 }
 
@@ -324,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         commands = commands[args.pop(0)]
     flat = {name: _group(name) if isinstance(command, dict) else command for name, command in commands.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
+        status = tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -333,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `medtune ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    return status or 0
 
 
 def _group(name: str) -> Any:

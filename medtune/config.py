@@ -193,6 +193,8 @@ class StudyConfig:
     """Seconds that trials and the study wait for storage that is full, read-only or gone, before the study stops."""
     new: bool = False
     """Start another study instead of continuing the one of this name."""
+    resume: bool = False
+    """Go on with the study of this name; an error where there is none."""
     trials: int = 64
     """Trials in all, those already in the study included."""
     random_starts: int | None = None
@@ -211,10 +213,16 @@ class StudyConfig:
     """CPU cores each process of a trial computes with."""
     gpus_per_trial: float | None = None
     """GPUs a trial reserves, several for one process each; none: one a process where there is a GPU, else 0."""
+    share_gpus: bool = False
+    """Let small trials have a GPU together, each its part by what was measured of its need."""
     processes_per_trial: int | None = None
     """Processes that train one trial together, sharing its batches; none: one for each of its GPUs."""
     machine_faults: int = 3
-    """Times a trial is started again after its process or machine died."""
+    """Times a trial is started again after its process or machine died, counted since it last got an epoch further."""
+    retries: int = 0
+    """Times a trial goes on from its last checkpoint after an error of its own; a loss that is not finite would repeat."""
+    alike_failures: int = 5
+    """The study stops when the first trials to end, so many, all failed alike; 0: it goes on."""
     data_dir: Path | None = None
     """Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder."""
     external_dir: Path | None = None
@@ -228,9 +236,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         _require_choices(self, preset=Preset, wandb=WandbMode)
-        whole = ("trials", "reduction", "keep", "cpus_per_trial", "machine_faults")
+        whole = ("trials", "reduction", "keep", "cpus_per_trial", "machine_faults", "retries", "alike_failures")
         _require_number(self, whole, whole=True)
-        for name, least in (("trials", 1), ("keep", 1), ("cpus_per_trial", 1), ("machine_faults", 0)):
+        at_least = {"trials": 1, "keep": 1, "cpus_per_trial": 1, "machine_faults": 0, "retries": 0, "alike_failures": 0}
+        for name, least in at_least.items():
             _require(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         _require_number(self, ("storage_patience",))
         _require(self.storage_patience >= 0, "storage_patience", "at least 0", self.storage_patience)
@@ -249,6 +258,10 @@ class StudyConfig:
         rule = f"0 or one for each of {self.processes()} processes (processes_per_trial)"
         several = self.processes() > 1 or (gpus or 0) > 1
         _require(not several or gpus in (None, 0, self.processes()), "gpus_per_trial", rule, gpus)
+        _require(not (self.new and self.resume), "resume", "left out with new, which starts another study", self.resume)
+        if self.share_gpus:
+            _require(gpus is None, "share_gpus", "off where gpus_per_trial says what a trial gets", True)
+            _require(self.processes() == 1, "share_gpus", "off where several processes train a trial", True)
         plain = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII)
         _require(bool(plain), "name", "letters, digits, '-', '_' and '.' alone", self.name)
 

@@ -21,8 +21,8 @@ from medtune.search.space import SearchSpace
 
 # Not part of what a study is: they may differ from one launch to the next.
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
-    "processes_per_trial", "machine_faults", "data_dir", "external_dir", "wandb", "wandb_project", "report_first",
-    "storage_patience",
+    "processes_per_trial", "share_gpus", "machine_faults", "retries", "alike_failures", "resume", "storage_patience",
+    "data_dir", "external_dir", "wandb", "wandb_project", "report_first",
 }  # fmt: skip
 _FREE_TRIAL = {"resamples", "checkpoint_seconds", "activation_checkpointing"}
 

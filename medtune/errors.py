@@ -38,6 +38,14 @@ class MachineFault(MedtuneError):
     """The process or its device is not fit for another trial; no trial's own fault."""
 
 
+class Leaving(MachineFault):
+    """The machine is about to be taken away."""
+
+
+class Superseded(MachineFault):
+    """An attempt that goes on in another process, as its own was taken for lost."""
+
+
 class StorageFault(MachineFault):
     """Storage that failed for longer than the study waits for it: no trial's own fault."""
 

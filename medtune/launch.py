@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
+from medtune.data.courier import start_courier
 from medtune.data.folders import user_folder
+from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
-from medtune.errors import ConfigError, StudyError
-from medtune.reservation import Reservation
+from medtune.errors import MedtuneError, StudyError
+from medtune.growth import Scouts, addable, head
+from medtune.machines import Machines
+from medtune.needs import FOLDER, Needs
+from medtune.placement import Place
+from medtune.placer import Placer
+from medtune.record import write_json
+from medtune.reservation import Reservation, request
 from medtune.search.conductor import Conductor, Launch
 from medtune.storage.desk import Listener, keys_hidden
 from medtune.storage.home import Home
+from medtune.usage import Usage
+
+PACKED = "pack.json"
+"""In a study's folder: the key of the pack that its trials were last given (medtune.data.pack)."""
 
 
 def launch(
@@ -43,23 +56,38 @@ def launch(
         TUNE_FORCE_TRIAL_CLEANUP_S="5",
         TUNE_MAX_PENDING_TRIALS_PG="1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE="1",  # else Tune starts a drained node's trial again behind our back
         RAY_AIR_NEW_OUTPUT="0",
     )
     import ray
     from ray import tune
 
-    from medtune.search.scheduler import LedgerScheduler
+    from medtune.cluster.preflight import preflight
+    from medtune.search.scheduler import LedgerScheduler, Ticker
     from medtune.search.searcher import LedgerSearcher
     from medtune.trial import AttemptSpec, MedtuneTrial, to_config
+    from medtune.watch import Watch, WatchCallback
 
+    # On a cluster nodes may come that have no data folder, and go without a word.
+    pack_key = pack(progress.data) if cluster_address() else None
+    if pack_key is not None:
+        write_json(folder / PACKED, {"pack": pack_key})
     start_ray()
-    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0))
+    courier = start_courier(pack_key) if pack_key else None
     try:
-        reservation.require_room(ray.nodes())
-    except ConfigError:
+        roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
+        placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
+    except MedtuneError:
         ray.shutdown()
         raise
-    conductor.slots = lambda: reservation.slots(ray.nodes(), config.concurrent)
+    reservation = placer.reservation
+    watch = Watch(
+        conductor,
+        placer,
+        Usage(folder, gpus=bool(reservation.gpus)),
+        Scouts(reservation) if placer.limit else None,
+        progress.say,
+    )
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
@@ -69,7 +97,7 @@ def launch(
     external = external_folder(config.external_dir)
 
     def to_spec(launch: Launch) -> dict[str, Any]:
-        return to_config(
+        spec = to_config(
             AttemptSpec(
                 number=launch.number,
                 attempt=launch.attempt,
@@ -87,21 +115,26 @@ def launch(
                 processes=reservation.processes,
                 gpu_share=reservation.gpus or 1.0,
                 micro_batch=launch.micro_batch,
+                pack=pack_key,
+                watched=pack_key is not None,
+                memory_cap=placer.cap(launch),
+                measure=launch.place is not None and launch.place.measuring,
                 storage=home.bucket.uri if home.bucket else None,
                 storage_patience=config.storage_patience,
             )
         )
+        return spec | {"place": json.dumps(launch.place.to_dict() if launch.place else None)}
 
-    searcher = LedgerSearcher(conductor, to_spec)
+    searcher = LedgerSearcher(conductor, to_spec, watch.tick)
     home.serve(searcher)
     # Not in the storage: what Tune cannot write there would end the run.
     runs = user_folder() / "tune" / study_id
     shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable or MedtuneTrial, reservation.resources()),
+        tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=LedgerScheduler(conductor, searcher),
+            scheduler=LedgerScheduler(conductor, searcher, placer.gone),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -110,7 +143,7 @@ def launch(
             name=f"run-{int(time.time())}",
             storage_path=str(runs),
             verbose=0,
-            callbacks=[progress.callback()],
+            callbacks=[progress.callback(), WatchCallback(watch, searcher), Ticker(searcher.stop_if_hopeless)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -119,12 +152,48 @@ def launch(
         with stop_on_signal(searcher, progress), Listener(progress.say), keys_hidden():
             tuner.fit()
     finally:
+        watch.end()
+        roster.close()
+        del courier
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
     if searcher.fault:
         raise searcher.fault
+    if conductor.hopeless:
+        raise StudyError(conductor.hopeless)
     if searcher.stopping:
         raise KeyboardInterrupt
+
+
+def place_trials(
+    config: StudyConfig, conductor: Conductor, needs: Path, nodes: Callable[[], Sequence[Mapping[str, Any]]]
+) -> Placer:
+    """Have the conductor's trials placed on the machines of the cluster that is attached.
+
+    `nodes`: entries of `ray.nodes()` that may take trials now. Raises ConfigError for what they could never hold, nor any
+    that the cluster can add.
+    """
+    import ray
+
+    added = addable()
+    reservation = Reservation.of(config, ray.cluster_resources().get("GPU", 0) + sum(m.get("GPU", 0) for m in added))
+    what = "GPU" if reservation.gpus else "CPU"
+    limit = sum(machine.get(what, 0) for machine in (*added, head(ray.nodes()))) if added else 0.0
+    reservation.require_room([*nodes(), *({"Alive": True, "Resources": machine} for machine in added)])
+    machines = Machines(nodes, gpus=bool(reservation.gpus))
+    machines.settle()
+    known = Needs(needs, reservation.processes)
+    placer = Placer(
+        conductor, reservation, machines, known, share=config.share_gpus, most=config.concurrent, limit=limit
+    )
+    conductor.placing = placer
+    conductor.slots = placer.slots
+    return placer
+
+
+def resources(config: dict[str, Any]) -> Any:
+    """Tune's request for a launch: placed as the driver decided."""
+    return request(Place(**json.loads(config["place"])))
 
 
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
@@ -134,6 +203,11 @@ CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
 def _own(path: Path) -> bool:
     """Another user's cluster on a shared machine is none of ours."""
     return path.exists() and path.stat().st_uid == os.getuid()
+
+
+def cluster_address() -> str | None:
+    """Where the cluster is that this machine is part of, in Ray's words; None where a study starts its own Ray."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
 
 
 def start_ray() -> None:
@@ -146,7 +220,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cluster = os.environ.get("RAY_ADDRESS") or ("auto" if _own(CLUSTER_FILE) else None)
+    cluster = cluster_address()
     if cluster:
         named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
         try:
@@ -177,9 +251,8 @@ def stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if searcher.stopping:
             raise KeyboardInterrupt
-        searcher.stopping = True
         progress.say("stopping: running trials go on from their last checkpoint next time")
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
+        searcher.stop()
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     # Until Tune has put its own in place, which ends its loop, SIGUSR1 would end the process: no trial runs then, and

@@ -73,6 +73,38 @@ def no_room(config: TrialConfig, data: PairData, device: torch.device) -> OutOfM
     )
 
 
+LEAST_PART = 0.01
+"""Of a card: torch takes no part of 0."""
+
+
+def limit_memory(device: torch.device, fraction: float | None) -> None:
+    """Let this process give at most that fraction of its card to tensors, so that it takes no neighbour's room.
+
+    None: all of it. Also begins to watch the peak for `used`.
+    """
+    if device.type == "cuda":
+        # Of the current device: this call takes no "cuda" without a number.
+        torch.cuda.set_per_process_memory_fraction(1.0 if fraction is None else max(LEAST_PART, fraction))
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def used(device: torch.device) -> dict[str, Any] | None:
+    """What this process, alone on its card, has taken of it since `limit_memory`, in bytes; None on a CPU.
+
+    `reserved`: the most that torch held for tensors; `overhead`: what CUDA, its libraries and whatever else is on the card
+    take beside that.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "kind": torch.cuda.get_device_properties(device).name,
+        "card": total,
+        "reserved": torch.cuda.max_memory_reserved(device),
+        "overhead": max(0, total - free - torch.cuda.memory_reserved(device)),
+    }
+
+
 class Remembered:
     """How many images fit at once, by what decides it, in one file each in `folder`."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +17,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData
 from medtune.search.conductor import Conductor
 from medtune.search.ledger import Row
+from medtune.usage import lines
 
 
 def brief(settings: dict[str, Any]) -> str:
@@ -49,6 +51,8 @@ class Progress:
         self.where = where
         self.config = config
         self.data = data
+        self.log: TextIO | None = None
+        """Gets every line as well, those that the table stands for included."""
         self.console = Console(soft_wrap=True) if not Console().is_terminal else Console()
         self.started = time.monotonic()
         self.shown: dict[int, tuple[str, int]] = {}
@@ -59,6 +63,12 @@ class Progress:
     def say(self, text: str) -> None:
         """One line, above the table if there is one."""
         self.console.print(Text(text))
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if self.log is not None:
+            with contextlib.suppress(OSError):  # a full disk is told of by what needs it
+                self.log.write(f"{text}\n")
 
     def begin(self, conductor: Conductor, notes: list[str]) -> None:
         """Say what will run on what, and what an earlier launch left."""
@@ -123,19 +133,20 @@ class Progress:
         return Ticker(self.tick)
 
     def tick(self) -> None:
-        """Refresh, at most twice a second."""
-        if time.monotonic() >= self.next_tick:
-            self.next_tick = time.monotonic() + 0.5
+        """Refresh, at most twice a second, and for no more than a twentieth of the time, however many trials there are."""
+        started = time.monotonic()
+        if started >= self.next_tick:
             self._show()
+            ended = time.monotonic()
+            self.next_tick = ended + max(0.5, 19 * (ended - started))
 
     def _show(self) -> None:
         if self.live is not None:
             self.live.update(self._table(), refresh=True)
-            return
         for row in list(self.conductor.rows.values()):
             if self.shown.get(row.number) != (row.state, row.epoch):
                 self.shown[row.number] = (row.state, row.epoch)
-                self.say(self._line(row))
+                (self.say if self.live is None else self._note)(self._line(row))
 
     def _line(self, row: Row) -> str:
         clock = duration(time.monotonic() - self.started)
@@ -204,9 +215,9 @@ class Progress:
         note = [Text(f"... and {hidden} more: medtune trials {self.name}")] if hidden > 0 else []
         return Group(table, *note, *lines)
 
-    def end(self) -> None:
-        """The outcome in words."""
-        for line in self.summary():
+    def end(self, usage: dict[str, Any] | None = None) -> None:
+        """The outcome in words, with what it took of the machines (`medtune.usage.read_usage`)."""
+        for line in (*self.summary(), *lines(usage or {})):
             self.say(line)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from medtune.config import StudyConfig
 from medtune.errors import ConfigError
+from medtune.placement import Place
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,6 @@ class Reservation:
     def bundle(self) -> dict[str, float]:
         """One process's part, in Ray's words."""
         return {"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}
-
-    def resources(self) -> Any:
-        """Tune's request. With several processes the trial's own actor takes nothing: it computes nothing."""
-        from ray.tune import PlacementGroupFactory
-
-        if self.processes == 1:
-            return PlacementGroupFactory([self.bundle()])
-        return PlacementGroupFactory([{}, *[self.bundle()] * self.processes], strategy="PACK")
 
     def slots(self, nodes: Sequence[Mapping[str, Any]], most: int | None = None) -> int:
         """How many such trials the nodes (`ray.nodes()`) hold at a time, `most` at most."""
@@ -70,3 +63,21 @@ class Reservation:
             f"{f' and {self.gpus:g} GPU' if self.gpus else ''} each; the machines here have {places}: "
             "lower --gpus-per-trial or --processes-per-trial, or add machines"
         )
+
+
+NODE = "ray.io/node-id"
+"""Ray's label of a machine."""
+
+
+def request(place: Place) -> Any:
+    """Tune's request for a place. With several processes the trial's own actor takes nothing: it computes nothing.
+
+    Requests of equal places are equal, so that a warm process serves the next trial there.
+    """
+    from ray.tune import PlacementGroupFactory
+
+    several = len(place.nodes) > 1
+    bundle = {"CPU": float(place.cores), **({"GPU": place.part} if place.part else {})}
+    bundles = [*([{}] if several else []), *[bundle] * len(place.nodes)]
+    selectors = [{NODE: node} for node in place.nodes]
+    return PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=selectors)

@@ -16,6 +16,7 @@ import filelock
 
 from medtune.config import TrialConfig
 from medtune.definition import read_study
+from medtune.driver import last_driver
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.progress import brief, duration, seconds_of
 from medtune.record import earlier_epochs
@@ -25,6 +26,7 @@ from medtune.storage import reading
 from medtune.storage.bucket import Bucket, is_bucket
 from medtune.storage.home import storage_root
 from medtune.storage.lease import is_driven
+from medtune.usage import read_usage
 
 OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
@@ -138,12 +140,14 @@ def study_summary(study: Study) -> dict[str, Any]:
         "script": study.record["script"],
         "preset": study.record["preset"],
         "running": study.running,
+        "driver": last_driver(study.folder, study.running),
         "trials": counts,
         "selection": study.selection,
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
         "synthetic": study.record["synthetic"],
         "folder": study.where,
+        "usage": read_usage(study.folder),
     }
 
 
@@ -166,6 +170,7 @@ def trial_summary(study: Study, row: Row) -> dict[str, Any]:
         "micro_batch": row.latest.get("micro_batch"),
         "attempts": row.attempt,
         "faults": row.faults,
+        "errors": row.errors,
     }
 
 

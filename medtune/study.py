@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from medtune.config import StudyConfig
-from medtune.data import load_pair
+from medtune.data import PairData, load_pair
+from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.errors import StorageFault, StudyError
-from medtune.launch import launch
+from medtune.driver import DriverRecord
+from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, unknown
+from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
+from medtune.record import read_json
 from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
+from medtune.storage.bucket import Bucket
 from medtune.storage.home import LEDGER, Home, home_of, storage_root, study_names
 from medtune.storage.lease import Replaced
 from medtune.storage.patience import held
+from medtune.usage import read_usage
 from medtune.wandb_sync import Uploader
 
 
@@ -40,16 +46,20 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     check_definition(config, definition)
     name = study_name(config, definition.script)
     home = home_of(config.storage, name, config.storage_patience)
-    data = load_pair(
-        config.trial.pair,
-        native_size=config.trial.native_size,
-        data_dir=config.data_dir,
-        external_dir=config.external_dir,
-        external_fallback=definition.external_fallback,
-    )
+    if config.resume:
+        require_begun(home, storage_root(config.storage))
+    data = _load_data(config, definition, home.folder)
     starts = check_pretrained(config, definition, len(data.classes))
     progress = Progress(name, home.where, config, data)
-    with _stopped_by_storage(name), home.driven(progress.say), held(home.patience):
+    on_cluster = cluster_address() is not None
+    with (
+        _stopped_by_storage(name),
+        _no_trace_if_refused(home),
+        home.driven(progress.say),
+        held(home.patience),
+        DriverRecord(home.folder, on_cluster=on_cluster) as driver,
+    ):
+        progress.log = driver.log
         check_same_study(home.folder, name, config, definition, data)
         ledger = Ledger.open(home.folder / LEDGER, name, "minimize" if _minimise(config) else "maximize")
         conductor = Conductor(
@@ -59,7 +69,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
             home.folder / "trials",
             first=definition.first,
             planned=definition.planned,
-            on_finish=lambda row: _settle(home, conductor, row),
+            on_finish=lambda row: settle(home, conductor, row),
             before_launch=home.before_launch,
             before_hearing=home.before_hearing,
         )
@@ -67,8 +77,36 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
             progress.begin(conductor, [*starts, *conductor.recover()])
             if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
                 _run(home, config, conductor, definition, progress, trainable)
-        progress.end()
+        progress.end(read_usage(home.folder))
     return home.folder
+
+
+def require_begun(home: Home, root: Path | Bucket) -> None:
+    """Raises StudyError with the nearest name where there is no study to go on with."""
+    names = study_names(root)
+    if home.name not in names:
+        if not names:
+            raise StudyError(f"no studies in {root}: nothing to resume. Leave --resume out, or see --storage")
+        raise StudyError(unknown("study", home.name, names) + f" (in {root}; named with --name)")
+
+
+def _load_data(config: StudyConfig, definition: Definition, folder: Path) -> PairData:
+    """The pair; where its files are not, what a study on a cluster left of it on this machine."""
+    try:
+        return load_pair(
+            config.trial.pair,
+            native_size=config.trial.native_size,
+            data_dir=config.data_dir,
+            external_dir=config.external_dir,
+            external_fallback=definition.external_fallback,
+        )
+    except DataMissing:
+        # A node that trained for this study can go on with it; that these are its images is checked with its settings.
+        key = (read_json(folder / PACKED) or {}).get("pack")
+        data = open_pack(key) if key else None
+        if data is None:
+            raise
+        return data
 
 
 def _run(
@@ -109,16 +147,26 @@ def _stopped_by_storage(name: str) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def _no_trace_if_refused(home: Home) -> Iterator[None]:
+    """A study that was refused before its first trial leaves no folder behind that the next one would have to go on with."""
+    new = not home.folder.exists()
+    try:
+        yield
+    except ConfigError:
+        if new and not (home.folder / "trials").exists():
+            shutil.rmtree(home.folder, ignore_errors=True)
+        raise
+
+
 def _minimise(config: StudyConfig) -> bool:
     return minimised(config.trial.selection)
 
 
-def _settle(home: Home, conductor: Conductor, row: Row) -> None:
+def settle(home: Home, conductor: Conductor, row: Row) -> None:
     """A trial has ended: leave its outcome where its process looks, and keep the checkpoints of the best alone."""
-    complete = [r for r in conductor.rows.values() if r.state == "COMPLETE" and r.value is not None]
-    ranked = sorted(complete, key=lambda r: (r.value if conductor.minimise else -r.value, r.number))  # type: ignore[operator]
     keep = conductor.config.keep
-    kept = {r.number for r in ranked[:keep]}
+    best = [conductor.rows[number] for _, number in conductor.ranking[: keep + 1]]
+    kept = {r.number for r in best[:keep]}
     # Only the trial that ended, and the one it may have pushed out of the best, can change.
-    changed = (row, *ranked[keep : keep + 1])
-    home.settle(row.number, row.state, {r.number: r.attempt if r.number in kept else None for r in changed})
+    home.settle(row.number, row.state, {r.number: r.attempt if r.number in kept else None for r in (row, *best[keep:])})

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from medtune.config import StudyConfig, preset
 from medtune.definition import Definition, with_preset_fixed
+from medtune.driver import outliving_client, require_same_script
 from medtune.errors import DataError, DataMissing, MedtuneError
+from medtune.launch import cluster_address
 from medtune.search.plan import COSTS, Settings, plan
 from medtune.search.space import SearchSpace
 from medtune.study import run_study
@@ -87,7 +91,14 @@ def main_planned(
 
 
 def _run(define: Callable[[Sequence[str]], tuple[Definition, StudyConfig]], argv: Sequence[str] | None) -> int:
+    with outliving_client() if cluster_address() else contextlib.nullcontext():
+        return _run_here(define, argv)
+
+
+def _run_here(define: Callable[[Sequence[str]], tuple[Definition, StudyConfig]], argv: Sequence[str] | None) -> int:
     try:
+        if cluster_address():
+            require_same_script(Path(sys.argv[0]))
         definition, config = define(list(sys.argv[1:] if argv is None else argv))
         folder = run_study(config, definition)
     except MedtuneError as error:

@@ -26,12 +26,24 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from medtune.config import TrialConfig
 from medtune.errors import MachineFault
 from medtune.evaluate import default_device
+from medtune.lifeline import Lifeline
 from medtune.memory import OutOfMemory
 from medtune.parallel import Group, joined
 from medtune.record import LocalRecord
 from medtune.search.conductor import Report, attempt_folder
 from medtune.storage.attempt import Workplace, workplace
-from medtune.trial import Attempt, AttemptSpec, Begun, begin_fit, memory_returned, note_out_of_memory, remember, to_config
+from medtune.trial import (
+    Attempt,
+    AttemptSpec,
+    Begun,
+    begin_fit,
+    begin_watch,
+    failed,
+    memory_returned,
+    note_out_of_memory,
+    remember,
+    to_config,
+)
 
 SAME_END = 5.0
 """Seconds in which processes that fail for the same reason all say so."""
@@ -56,11 +68,11 @@ class Follower:
             raise
         except OutOfMemory as error:
             if error.fits is None or self.begun is None:
-                return report(status="fail", cause=f"OutOfMemory: {error}")
+                return failed(report(status="fail"), error)
             remember(self.begun, error.fits)
             return report(status="out_of_memory", micro_batch=error.fits, cause=str(error))
         except Exception as error:
-            return report(status="fail", cause=f"{type(error).__name__}: {error}")
+            return failed(report(status="fail"), error)
         return report(status="running", epoch=self.begun.fit.epoch)
 
     def close(self) -> None:
@@ -76,6 +88,7 @@ class Member:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._attempt: Attempt | Follower | None = None
+        self._lifeline: Lifeline | None = None
         self._place: Workplace
 
     def node(self) -> str:
@@ -94,6 +107,8 @@ class Member:
         self._place = workplace(AttemptSpec(**json.loads(spec)))
         about = self._place.begin()
         self._attempt = Attempt(about, group) if group.leads else Follower(about, group)
+        leader = self._attempt if isinstance(self._attempt, Attempt) else None
+        self._lifeline = begin_watch(about, self._lifeline, leader)
 
     def next_report(self) -> str:
         """One more epoch, as JSON."""

@@ -11,6 +11,7 @@ import gc
 import json
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from torch import nn
 from medtune.checkpoint import CheckpointStore
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
-from medtune.errors import MachineFault
+from medtune.data.courier import fetched
+from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test
-from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, no_room
+from medtune.lifeline import Lifeline, to_this_cluster
+from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.storage.attempt import workplace
@@ -55,6 +58,14 @@ class AttemptSpec:
     """The part of a GPU that each process has."""
     micro_batch: int | None = None
     """Images at once that an earlier attempt was left to try when more did not fit into memory."""
+    pack: str | None = None
+    """Key of the pack that has the images, on a cluster; none: they are loaded from the data folder."""
+    watched: bool = False
+    """Whether its processes may be cut off from the driver, or their machine be taken away."""
+    memory_cap: float | None = None
+    """The fraction of a card that its tensors may take, where others have the rest."""
+    measure: bool = False
+    """Do in the first epoch all that takes memory, and leave a checkpoint: it is to find out what the trial needs."""
     storage: str | None = None
     """The study's place in a bucket, if it is kept in one; each node then works in a folder of its own."""
     storage_patience: float = 0.0
@@ -72,6 +83,11 @@ def _data(pair: str, native: int, data_dir: str | None, external_dir: str | None
     return load_pair(pair, native_size=native, data_dir=folder, external_dir=external, external_fallback=fallback)
 
 
+@functools.lru_cache(maxsize=2)
+def _packed(key: str) -> PairData:
+    return fetched(key)
+
+
 @dataclass(frozen=True, eq=False)
 class Begun:
     """A training that is set up, and what it was set up from."""
@@ -81,13 +97,19 @@ class Begun:
     device: torch.device
     store: CheckpointStore
     remembered: Remembered
+    shares: bool
+    """Whether its card has a limit for it, which says nothing of the card."""
 
 
 def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
     torch.set_num_threads(spec.threads)
     device = default_device()
-    data = _data(config.pair, config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback)
+    limit_memory(device, spec.memory_cap)
+    if spec.pack is not None:
+        data = _packed(spec.pack)
+    else:
+        data = _data(config.pair, config.native_size, spec.data_dir, spec.external_dir, spec.external_fallback)
     data = limit(data, train_limit=config.train_limit, external_limit=config.external_limit)
     here, *earlier = (
         attempt_folder(spec.trials, spec.number, n) / "checkpoints" for n in range(spec.attempt, 0, -1)
@@ -109,7 +131,7 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
         if is_out_of_memory(error):
             raise no_room(config, data, device) from None
         raise
-    return Begun(fitting, data, device, store, remembered)
+    return Begun(fitting, data, device, store, remembered, spec.memory_cap is not None)
 
 
 class Attempt:
@@ -130,6 +152,8 @@ class Attempt:
         self.external_epoch = 0
         self.failure: Report | None = None
         self.ended = False
+        self.leaving: Callable[[], bool] = lambda: False
+        """Whether this machine is about to be taken away."""
 
     def next_report(self) -> Report:
         """Train one more epoch. A trial's own error becomes a `fail` report: it is the trial's, not the machine's."""
@@ -148,7 +172,7 @@ class Attempt:
         return self._fail(error) if error.fits is None else self._go_again(error, error.fits)
 
     def _fail(self, error: Exception) -> Report:
-        report = self._report("fail", cause=f"{type(error).__name__}: {error}")
+        report = failed(self._report("fail"), error)
         if self.group.world == 1:
             self._end(report)
         else:  # the failure may be another process's: who conducts the group knows
@@ -171,10 +195,15 @@ class Attempt:
         if result is None:
             # The last epoch was trained by an earlier attempt that did not live to test it.
             return self._complete(None)
+        if self.leaving():
+            self.fit.save()
         line = {**result.to_dict(), "attempt": self.spec.attempt}
         last = result.epoch >= self.config.epochs
-        if result.epoch in self.spec.rungs or last:
+        measure = self.spec.measure and result.epoch == self.fit.start_epoch
+        if result.epoch in self.spec.rungs or last or measure:
             self._test_external(self.fit)
+        if measure:
+            self.fit.save()
         report = self._report("running", result)
         self.record.epoch({**line, "report": report.to_dict()})
         if self.wandb:
@@ -250,6 +279,8 @@ class Attempt:
             node=socket.gethostname(),
             seconds=time.perf_counter() - self.started,
             micro_batch=run.micro_batch if run else None,
+            leaving=self.leaving(),
+            memory=used(self.device) if run and self.spec.gpu_share == 1 and self.spec.memory_cap is None else None,
         )
 
     def _end(self, report: Report) -> None:
@@ -274,9 +305,15 @@ class Attempt:
             self.fit = None
 
 
+def failed(report: Report, error: Exception) -> Report:
+    """The report of a trial's own error."""
+    repeats = isinstance(error, TrainingDiverged | OutOfMemory)
+    return replace(report, status="fail", cause=f"{type(error).__name__}: {error}", repeats=repeats)
+
+
 def remember(begun: Begun, fits: int) -> None:
     """For the trials to come: what ran out in the first epoch of an attempt was its own need, later a neighbour's."""
-    if begun.fit.epoch < begun.fit.start_epoch:
+    if not begun.shares and begun.fit.epoch < begun.fit.start_epoch:
         begun.remembered.write(fits)
 
 
@@ -300,23 +337,38 @@ def memory_returned() -> bool:
     return torch.cuda.memory_allocated() <= RESIDENT_BYTES
 
 
+def begin_watch(spec: AttemptSpec, line: Lifeline | None, attempt: Attempt | None = None) -> Lifeline | None:
+    """Have this process's lifeline (`line`, when it has one) look after an attempt; none in a study that is not watched."""
+    if not spec.watched:
+        return None
+    line = line or to_this_cluster()
+    folder = attempt_folder(spec.trials, spec.number, spec.attempt)
+    line.note = lambda words: LocalRecord(folder).event("cut off", message=words)
+    if attempt is not None:
+        attempt.leaving = lambda: line.leaving
+    return line
+
+
 class MedtuneTrial(tune.Trainable):
     """One epoch a step. Starting is left to the first step, so that its errors are the trial's and are reported."""
 
     attempt_class = Attempt
 
     team: Any = None
+    lifeline: Lifeline | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         self.place = workplace(AttemptSpec(**json.loads(config["spec"])))
         spec = self.place.begin()
         if spec.processes == 1:
             self.attempt: Any = self.attempt_class(spec)
+            self.lifeline = begin_watch(spec, self.lifeline, self.attempt)
             return
         from medtune.team import TeamAttempt  # which is made of this module's parts
 
         self.team = self.team or self.new_team(spec)
         self.attempt = TeamAttempt(spec, self.team)
+        self.lifeline = begin_watch(spec, self.lifeline)
 
     def new_team(self, spec: AttemptSpec) -> Any:
         """The processes of a trial that several train together."""
@@ -327,18 +379,23 @@ class MedtuneTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this warm process.
 
-        Raises MachineFault, so that the trial is started in a process of its own, when the device is not fit for another.
+        Raises MachineFault, so that the trial is started in a process of its own, when the device is not fit for another,
+        and Leaving when its machine is about to be taken away.
         Returning False would do in Ray's contract, but Tune then drops the trial without telling the searcher.
         """
         self.leave()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
+        if self.lifeline is not None:
+            self.lifeline.require_staying()
         if not memory_returned():
             raise MachineFault(f"the last trial left {torch.cuda.memory_allocated() / 2**20:.0f} MB of device memory behind")
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
+        if self.attempt.spec.watched:
+            self.place.require_current()
         report = self.attempt.next_report()
         self.place.before_report()
         return {"report": json.dumps(report.to_dict())}

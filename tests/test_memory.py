@@ -16,7 +16,7 @@ from medtune.data import PairData
 from medtune.epoch import pieces
 from medtune.errors import MachineFault
 from medtune.evaluate import predict
-from medtune.memory import OutOfMemory, Remembered, is_out_of_memory
+from medtune.memory import OutOfMemory, Remembered, is_out_of_memory, limit_memory, used
 from medtune.parallel import Group
 from medtune.search.conductor import attempt_folder
 from medtune.tracking import read_epochs, read_events, read_final
@@ -245,3 +245,52 @@ def test_a_gpu_with_little_memory(tmp_path: Path, tiny_data: PairData) -> None:
         assert result.epoch == 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_trial_that_is_to_be_measured_is_tested_at_once_and_leaves_a_checkpoint(
+    tiny_config: Make, device: type[Small], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the next attempt, in its part of a card, goes on after the epoch that was measured."""
+    device.most = 99
+    monkeypatch.setattr("medtune.trial.used", lambda device: {"kind": "H100", "card": 80, "reserved": 8, "overhead": 1})
+    config = tiny_config(train_limit=32, external_limit=16, resamples=20, checkpoint_seconds=1000.0)
+    first = Attempt(spec(config, tmp_path / "study", rungs=(), measure=True))
+    report = first.next_report()
+    assert (report.status, report.epoch, report.external["epoch"]) == ("running", 1, 1)
+    assert report.memory == {"kind": "H100", "card": 80, "reserved": 8, "overhead": 1}
+    first.close()
+    second = Attempt(spec(config, tmp_path / "study", 2, rungs=(), memory_cap=0.2))
+    report = second.next_report()
+    assert report.epoch == 2 and report.memory is None, "of a card with neighbours nothing is told"
+
+
+def test_what_did_not_fit_into_a_part_of_a_card_says_nothing_of_the_card(
+    tiny_config: Make, device: type[Small], tmp_path: Path
+) -> None:
+    config = tiny_config(train_limit=32, external_limit=16, resamples=20)
+    assert Attempt(spec(config, tmp_path / "study", memory_cap=0.2)).next_report().status == "out_of_memory"
+    assert not list((tmp_path / "micro-batches").glob("*"))
+
+
+def test_a_processor_has_no_memory_to_be_shared() -> None:
+    limit_memory(CPU, 0.5)
+    assert used(CPU) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_process_keeps_to_its_part_of_a_gpu() -> None:
+    """Its tensors and what CUDA takes beside them, as the driver counts them for the whole card."""
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    limit_memory(device, 0.05)
+    try:
+        kept = torch.empty(int(total * 0.03), dtype=torch.uint8, device=device)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(int(total * 0.03), dtype=torch.uint8, device=device)
+        found = used(device)
+        assert found is not None and found["reserved"] >= kept.nbytes and found["reserved"] <= total * 0.05
+        assert 0 < found["overhead"] < 4 * 2**30
+    finally:
+        limit_memory(device, None)

@@ -139,3 +139,18 @@ def test_a_search_that_leaves_little_to_tpe_is_warned_of():
 def test_short_forms():
     assert brief({"lr": 0.0012345, "milestones": (1 / 3, 0.5), "model": "x"}) == "lr=0.00123 milestones=0.333,0.5 model=x"
     assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
+
+
+def test_a_table_that_takes_long_is_drawn_less_often(monkeypatch):
+    shown, clock, drawn = progress([]), [100.0], []
+    monkeypatch.setattr("medtune.progress.time.monotonic", lambda: clock[0])
+
+    def draw():
+        drawn.append(clock[0])
+        clock[0] += 1.0
+
+    monkeypatch.setattr(shown, "_show", draw)
+    for _ in range(100):
+        shown.tick()
+        clock[0] += 0.5
+    assert len(drawn) == 3 and drawn[1] - drawn[0] >= 20

@@ -22,6 +22,7 @@ from medtune.results import best, fixed_settings, load_study, print_outcome, ran
 from medtune.search.plan import plan
 from medtune.search.space import Choice, Real, SearchSpace
 from medtune.study import run_study, study_name
+from tests.support.failing_trial import FailingTrial
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,27 @@ def test_a_process_that_is_not_fit_for_another_trial_is_replaced(tmp_path):
     rows = load_study(str(folder)).rows
     assert [row.state for row in rows if row.state not in ("COMPLETE", "PRUNED")] == []
     assert any(row.faults for row in rows) and max(row.faults for row in rows) == 1
+
+
+def test_a_study_whose_first_trials_all_fail_alike_stops_and_can_go_on(tmp_path):
+    config = replace(kill_resume.config(tmp_path, 12), alike_failures=3, retries=1, concurrent=1)
+    for launch in (1, 2):
+        with pytest.raises(StudyError, match=r"first 3 trials that ended all failed alike.*bytes are missing.*same command"):
+            run_study(config, definition("kill"), FailingTrial)
+        rows = load_study("kill", tmp_path).rows
+        assert [row.state for row in rows] == ["FAIL"] * 3 * launch and {row.attempt for row in rows} == {2}
+        assert {tuple(row.errors) for row in rows} == {("1",)}
+
+
+def test_resume_goes_on_with_a_study_there_is_and_names_the_nearest_else(played, tmp_path):
+    config, folder = played
+    assert run_study(replace(config, resume=True), definition("kill"), PlayedTrial) == folder
+    with pytest.raises(StudyError, match=r"unknown study 'kil'. Did you mean 'kill'.*--name"):
+        run_study(replace(config, name="kil", resume=True), definition("kill"), PlayedTrial)
+    with pytest.raises(StudyError, match="nothing to resume"):
+        run_study(replace(config, storage=tmp_path, resume=True), definition("kill"), PlayedTrial)
+    with pytest.raises(ConfigError, match="resume must be left out with new"):
+        replace(config, resume=True, new=True)
 
 
 def test_a_request_that_no_machine_can_meet_is_refused_at_once(tmp_path):

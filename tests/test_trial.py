@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from medtune import trial as trial_module
-from medtune.errors import TrainingDiverged
-from medtune.search.conductor import attempt_folder
-from medtune.tracking import read_epochs, read_final
-from medtune.trial import Attempt, AttemptSpec
+from medtune.claim import claim
+from medtune.errors import Leaving, Superseded, TrainingDiverged
+from medtune.lifeline import Lifeline
+from medtune.search.conductor import attempt_folder, trial_folder
+from medtune.tracking import read_epochs, read_events, read_final
+from medtune.trial import Attempt, AttemptSpec, MedtuneTrial, to_config
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +111,14 @@ def test_what_goes_wrong_in_a_trial_is_its_failure_with_a_cause(config, tmp_path
     monkeypatch.setattr(trial_module, "fit", diverge)
     report = Attempt(spec(config, tmp_path)).next_report()
     assert (report.status, report.cause) == ("fail", "TrainingDiverged: train loss is nan at epoch 1")
+    assert report.repeats
     assert read_final(attempt_folder(tmp_path / "trials", 7, 1))["status"] == "fail"
 
 
 def test_data_that_are_gone_fail_the_trial_with_the_way_out(config, tmp_path):
     real = config.replace(pair="pneumoniamnist-cpn")
     report = Attempt(spec(real, tmp_path, data_dir=str(tmp_path / "none"))).next_report()
-    assert report.status == "fail" and "medtune data get" in report.cause
+    assert report.status == "fail" and "medtune data get" in report.cause and not report.repeats
 
 
 def test_wandb_that_breaks_changes_nothing(config, tmp_path, monkeypatch):
@@ -127,3 +130,35 @@ def test_wandb_that_breaks_changes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr("medtune.wandb_run.WandbRun._start", broken)
     with_wandb = play(Attempt(spec(config, tmp_path / "b", wandb="auto")), 4)
     assert [figures(r) for r in with_wandb] == [figures(r) for r in plain]
+
+
+@pytest.fixture
+def watched(config, tmp_path, monkeypatch):
+    """A trial's actor on a cluster, and its lifeline."""
+    line = Lifeline("127.0.0.1:1", lambda: False, every=1, patience=1)  # never begun
+    monkeypatch.setattr(trial_module, "to_this_cluster", lambda: line)
+    slow = config.replace(checkpoint_seconds=1000.0)
+    (tmp_path / "study.json").write_text("{}")  # the folder is a study's
+    return MedtuneTrial(to_config(spec(slow, tmp_path, watched=True, rungs=()))), line
+
+
+def test_an_attempt_that_goes_on_elsewhere_ends(watched, tmp_path):
+    actor, line = watched
+    claim(trial_folder(tmp_path / "trials", 7), 1)
+    actor.step()
+    claim(trial_folder(tmp_path / "trials", 7), 2)
+    with pytest.raises(Superseded, match="attempt 1 goes on elsewhere as attempt 2"):
+        actor.step()
+    folder = attempt_folder(tmp_path / "trials", 7, 1)
+    assert len(read_epochs(folder)) == 1 and not list(folder.glob("checkpoints/*"))
+    line.note("the head is gone")
+    assert read_events(folder)[-1]["message"] == "the head is gone"
+
+
+def test_on_a_machine_about_to_leave_every_epoch_is_saved_and_no_trial_begun(watched, tmp_path, config):
+    actor, line = watched
+    line.leaving = True
+    actor.step()
+    assert (attempt_folder(tmp_path / "trials", 7, 1) / "checkpoints" / "last-0001.safetensors").exists()
+    with pytest.raises(Leaving):
+        actor.reset_config(to_config(spec(config, tmp_path, number=8, watched=True)))

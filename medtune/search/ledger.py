@@ -6,6 +6,7 @@ folder is brought in by `Conductor.recover`. The file is Optuna's journal, so Op
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Mapping
@@ -22,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from medtune.config import StudyConfig
 from medtune.errors import StudyError
+from medtune.search.journal import DriverJournal
+from medtune.search.sampler import PartTPE
 from medtune.search.space import SearchSpace
-from medtune.storage.journal import PatientJournal
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -44,6 +46,10 @@ class _KernelLock(BaseJournalFileLock):
         assert self.file is not None
         self.file.close()
         self.file = None
+
+
+METRICS = ("best", "external")
+"""What a report has of metrics: at the best epoch so far, and of the external tests."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,21 @@ class Row:
         return int(self.attrs.get("faults", 0))
 
     @property
+    def faults_here(self) -> int:
+        """Those since it last got an epoch further."""
+        epoch, count = self.attrs.get("faults_at", (-1, 0))
+        return int(count) if epoch == self.epoch else 0
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Errors of its own that it was started again after: cause by attempt."""
+        return self.attrs.get("errors", {})
+
+    @property
     def latest(self) -> dict[str, Any]:
         """The newest report's node, seconds by attempt, metrics at the best epoch and external metrics."""
-        return self.attrs.get("latest", {})
+        # The metrics are many and seldom new: they are facts of their own, within `latest` in older ledgers.
+        return {**self.attrs.get("latest", {}), **{part: self.attrs[part] for part in METRICS if part in self.attrs}}
 
     @property
     def cause(self) -> str | None:
@@ -101,8 +119,9 @@ class Row:
 class Ledger:
     """Rows of one study. `Ledger.read` for looking, `Ledger.open` for the one driver."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, journal: DriverJournal | None = None) -> None:
         self.study = study
+        self._journal = journal
         self._live: dict[int, optuna.trial.Trial] = {}
 
     @classmethod
@@ -110,7 +129,7 @@ class Ledger:
         """Open for looking. Raises StudyError if there is no readable ledger."""
         if not path.exists():
             raise StudyError(f"no ledger at {path}: the study was never started, or this is not a study's folder")
-        storage = _readable(path)
+        storage = _readable(path, JournalFileBackend)
         if not storage.get_all_studies():
             raise StudyError(f"the ledger {path} is empty: the study was stopped before its first trial")
         return cls(optuna.load_study(study_name=None, storage=storage))
@@ -120,10 +139,17 @@ class Ledger:
         """Open for writing, creating it if need be. The caller holds the study's driver lock."""
         if path.exists():
             _cut_torn_tail(path)
+        storage = _readable(path, DriverJournal)
         study = optuna.create_study(
-            storage=_readable(path, PatientJournal), study_name=name, direction=direction, load_if_exists=True, sampler=None
+            storage=storage, study_name=name, direction=direction, load_if_exists=True, sampler=None
         )
-        return cls(study)
+        assert isinstance(storage._backend, DriverJournal)
+        return cls(study, storage._backend)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """What is written inside is on disk in one write at its end; the end of a row is at once."""
+        assert self._journal is not None, "the ledger was opened for looking"
+        return self._journal.together()
 
     def rows(self) -> list[Row]:
         """All trials that were begun, by number."""
@@ -138,9 +164,10 @@ class Ledger:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if first is not None and not waiting:
             self.study.enqueue_trial(space.encode(first))
-        trial = self.study.ask()
-        self._live[trial.number] = trial
-        self.complete_ask(trial.number, space, config)
+        with self.together():
+            trial = self.study.ask()
+            self._live[trial.number] = trial
+            self.complete_ask(trial.number, space, config)
         return trial.number
 
     def complete_ask(self, number: int, space: SearchSpace, config: StudyConfig) -> None:
@@ -175,6 +202,8 @@ class Ledger:
         values = value if state == "COMPLETE" else None
         self.study.tell(number, values, state=TrialState[state])
         self._live.pop(number, None)
+        if self._journal is not None:
+            self._journal.flush()
 
     def _trial(self, number: int) -> optuna.trial.Trial:
         if number not in self._live:
@@ -189,7 +218,7 @@ def _row(trial: FrozenTrial) -> Row:
     return Row(trial.number, trial.state.name, trial.params, value, epoch, trial.user_attrs)
 
 
-def _readable(path: Path, journal: type[JournalFileBackend] = JournalFileBackend) -> JournalStorage:
+def _readable(path: Path, journal: type[JournalFileBackend]) -> JournalStorage:
     try:
         return JournalStorage(journal(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
     except (ValueError, KeyError) as error:
@@ -212,4 +241,4 @@ def _cut_torn_tail(path: Path) -> None:
 def _sampler(config: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
     """TPE with random numbers of its own for each trial: a resumed study goes on as an uninterrupted one would."""
     seed = int(np.random.SeedSequence([config.trial.seed, number]).generate_state(1)[0])
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.starts())
+    return PartTPE(seed=seed, random_starts=config.starts())

@@ -20,13 +20,22 @@ def nothing() -> None:
 class LedgerSearcher(Searcher):
     """Feeds a Tune run from the ledger, whatever the run's own trial ids are."""
 
-    def __init__(self, conductor: Conductor, to_config: Callable[[Launch], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        conductor: Conductor,
+        to_config: Callable[[Launch], dict[str, Any]],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tick` is called as often as Tune asks."""
         super().__init__()
+        self.tick = tick
         self.conductor = conductor
         self.to_config = to_config
         self.launches: dict[str, Launch] = {}
         self.causes: dict[str, str] = {}
         """Why a trial's process died, by Tune's trial id, where Ray knows."""
+        self.announced: set[str] = set()
+        """Trials, by Tune's id, whose machine was taken away with notice."""
         self.fault: StorageFault | None = None
         """Storage that failed for too long."""
         self.stopping = False
@@ -36,6 +45,7 @@ class LedgerSearcher(Searcher):
         """A configuration, None for later, or FINISHED."""
         if self.stopping:
             return Searcher.FINISHED
+        self.tick()  # Tune's loop stands still while nothing runs and nothing can be started
         try:
             launch = self.conductor.next_launch()
         except StorageFault as error:
@@ -56,20 +66,29 @@ class LedgerSearcher(Searcher):
                 # Neither the trial's fault nor its machine's: nothing is charged, and it goes on next time.
                 self.stop_for(StorageFault(cause.rpartition(f"{StorageFault.__name__}: ")[2]))
             else:
-                self._lost(self.launches[trial_id], cause)
+                self._lost(trial_id, cause)
 
-    def _lost(self, launch: Launch, cause: str) -> None:
+    def _lost(self, trial_id: str, cause: str) -> None:
         try:
-            self.conductor.lost(launch, cause)
+            self.conductor.lost(self.launches[trial_id], cause, announced=trial_id in self.announced)
         except StorageFault as error:
             self.stop_for(error)
+
+    def stop(self) -> None:
+        """End Tune's run: what is running is interrupted and stays unfinished in the ledger."""
+        self.stopping = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
+
+    def stop_if_hopeless(self) -> None:
+        """End Tune's run when the conductor has given up."""
+        if self.conductor.hopeless and not self.stopping:
+            self.stop()
 
     def stop_for(self, error: StorageFault) -> None:
         """End Tune's run, as storage has failed for too long. From any thread."""
         self.fault = self.fault or error
         if not self.stopping:
-            self.stopping = True
-            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for "end this run"
+            self.stop()
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is the state; Tune's snapshot is not used."""

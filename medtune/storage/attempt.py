@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medtune.claim import claim_of, require_current, require_word
 from medtune.data.folders import user_folder
 from medtune.record import EPOCHS, FINAL, OUTCOME, LocalRecord
-from medtune.search.conductor import attempt_folder
+from medtune.search.conductor import attempt_folder, trial_folder
 from medtune.storage import desk
 from medtune.storage.bucket import Bucket, for_all
 from medtune.storage.copies import fetch
@@ -66,6 +67,10 @@ class Workplace:
         # Step by step: none of it where the study's folder is gone meanwhile.
         for folder in (self.attempt.parent.parent, self.attempt.parent, self.attempt):
             folder.mkdir(exist_ok=True)
+
+    def require_current(self) -> None:
+        """Raises Superseded when the trial goes on elsewhere."""
+        require_current(trial_folder(self.folder / "trials", self.spec.number), self.spec.attempt)
 
     def before_report(self) -> None:
         """What the attempt wrote is safe before the driver hears of it. Raises StorageFault."""
@@ -162,6 +167,10 @@ class BucketWorkplace(Workplace):
             if self._memory.get(key) != data:
                 root.write(key, data)
                 self._memory[key] = data
+
+    def require_current(self) -> None:
+        with contextlib.suppress(OSError):  # a bucket that does not answer decides nothing
+            require_word(self.bucket.read(claim_of(self.spec.number)) or b"", self.spec.attempt)
 
     def before_report(self) -> None:
         super().before_report()

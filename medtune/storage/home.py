@@ -20,7 +20,10 @@ from typing import Any
 import filelock
 import platformdirs
 
+from medtune.claim import claim_of
+from medtune.driver import LOG, RECORD, who_drives
 from medtune.errors import StorageFault, StudyError
+from medtune.needs import FOLDER as NEEDS
 from medtune.record import OUTCOME, read_json, write_json
 from medtune.search.conductor import trial_folder
 from medtune.storage.bucket import Bucket, for_all, is_bucket
@@ -28,6 +31,7 @@ from medtune.storage.copies import Seen, fetch, fetch_changed, fetch_records, lo
 from medtune.storage.lease import RENEW, Lease, Replaced
 from medtune.storage.patience import Patience, reason
 from medtune.storage.segments import Segments
+from medtune.usage import FILE as USAGE
 
 STALENESS = 10.0
 """Seconds by which the ledger in a bucket may lag behind the driver's, while the bucket answers."""
@@ -37,6 +41,9 @@ LEDGER = "ledger.journal"
 UPLOADED = "uploaded.json"
 URI = "bucket"
 """File in a local folder that says which bucket it stands for."""
+
+NOTES = (USAGE, RECORD, LOG)
+"""Files of a driver's that the bucket gets when it ends."""
 
 Say = Callable[[str], object]
 
@@ -67,6 +74,7 @@ class Home:
 
     def __init__(self, folder: Path, patience: float) -> None:
         self.folder = folder
+        self.name = folder.name
         self.where = str(folder)
         self.patience = Patience(patience)
         self.fault: StorageFault | None = None
@@ -102,7 +110,7 @@ class Home:
         except filelock.Timeout:
             raise StudyError(
                 f"study {self.folder.name!r} is being run by another process (it holds {self.folder / 'driver.lock'}). "
-                "Wait for it, stop it, or start another study with --new or --name."
+                f"{who_drives(self.folder)}Wait for it, stop it, or start another study with --new or --name."
             ) from None
         try:
             yield
@@ -115,8 +123,8 @@ class Home:
         """While the study, whose study.json and ledger are there, is driven."""
         yield
 
-    def before_launch(self) -> None:
-        """Before an attempt is launched: the ledger that has it is safe."""
+    def before_launch(self, number: int) -> None:
+        """Before an attempt at a trial is launched: the ledger that has it, and word of it for older ones, is safe."""
 
     def before_hearing(self, number: int, attempt: int) -> None:
         """Before what an attempt left is read: it is there to be read, if it ever was."""
@@ -168,7 +176,6 @@ class BucketHome(Home):
         self.root = root
         self.bucket: Bucket = root.under(name)
         self.where = self.bucket.uri
-        self.name = name
         self.lease = Lease(self.bucket, name)
         self.segments = Segments(self.bucket.under("ledger"))
         self._lock = threading.RLock()
@@ -193,7 +200,19 @@ class BucketHome(Home):
                 yield
             finally:
                 with contextlib.suppress(OSError):
+                    self._return_notes()
                     self.lease.release()
+
+    def _fetch_notes(self) -> None:
+        """What earlier launches counted, and what the storage's studies found out about memory."""
+        notes = {key: found for key in NOTES if (found := self.bucket.find(key)) is not None}
+        fetch(self.bucket, self.folder, notes)
+        fetch(self.root, self.folder.parent, self.root.files(NEEDS))
+
+    def _return_notes(self) -> None:
+        for_all(lambda key: self.bucket.upload(self.folder / key, key), [n for n in NOTES if (self.folder / n).exists()])
+        needs = [f"{NEEDS}/{path.name}" for path in (self.folder.parent / NEEDS).glob("*.json")]
+        for_all(lambda key: self.root.upload(self.folder.parent / key, key), needs)
 
     def _fetch(self) -> None:
         record = self.bucket.read("study.json")
@@ -208,6 +227,7 @@ class BucketHome(Home):
             self._fetch_ledger(self.newest)
         outcomes = {key: found for key, found in self.bucket.files("trials").items() if key.endswith(f"/{OUTCOME}")}
         fetch(self.bucket, self.folder, outcomes)
+        self._fetch_notes()
 
     def _fetch_ledger(self, generation: str) -> None:
         data = self.segments.read(generation)
@@ -231,7 +251,7 @@ class BucketHome(Home):
             thread.start()
         try:
             yield
-            self.before_launch()  # the end is written down as well
+            self.patience(f"the ledger in {self.where}", self._push)  # the end is written down as well
         finally:
             self._over.set()
             for thread in threads:
@@ -266,8 +286,14 @@ class BucketHome(Home):
             self.segments.append(self.ledger)
             self._pushed = started
 
-    def before_launch(self) -> None:
-        self.patience(f"the ledger in {self.where}", self._push)
+    def before_launch(self, number: int) -> None:
+        word = claim_of(number)
+
+        def push() -> None:
+            self._push()
+            self.bucket.upload(self.folder / word, word)
+
+        self.patience(f"the ledger in {self.where}", push)
 
     def _keep_up(self) -> None:
         """In a thread: the ledger is pushed, its pieces merged, the lease renewed."""

@@ -22,7 +22,7 @@ RENEW = 10.0
 HELD = 30.0
 STALE = 60.0
 _SETTLE = 1.0
-_KEY = "driver.json"
+_KEY = "lease.json"
 
 
 class Replaced(StorageFault):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from medtune.driver import RECORD
 from medtune.errors import StudyError
 from medtune.storage.bucket import Bucket
 from medtune.storage.copies import fetch_records, local_folder
 from medtune.storage.home import LEDGER, URI
 from medtune.storage.patience import reason
 from medtune.storage.segments import Segments
+from medtune.usage import FILE as USAGE
 
 
 def fetch_study(root: Bucket, name: str) -> Path:
@@ -23,10 +25,11 @@ def fetch_study(root: Bucket, name: str) -> Path:
         segments = Segments(bucket.under("ledger"))
         newest = segments.newest()
         ledger = segments.read(newest) if newest else b""
+        notes = [(note, data) for note in (USAGE, RECORD) if (data := bucket.read(note)) is not None]
     except OSError as error:
         raise StudyError(f"cannot read {bucket.uri}: {reason(error)}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    for file, data in (("study.json", record), (LEDGER, ledger), (URI, bucket.uri.encode())):
+    for file, data in (("study.json", record), (LEDGER, ledger), (URI, bucket.uri.encode()), *notes):
         part = folder / f"{file}.{os.getpid()}.part"
         part.write_bytes(data)
         os.replace(part, folder / file)

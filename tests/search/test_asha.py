@@ -1,10 +1,11 @@
 """ASHA's decision, rung by rung."""
 
 import math
+import random
 
 import pytest
 
-from medtune.search.asha import keep
+from medtune.search.asha import Rung, keep
 
 
 def order(values, reduction=2, minimise=True):
@@ -43,3 +44,21 @@ def test_larger_reduction_keeps_fewer():
     values = [0.9, 0.8, 0.7, 0.6, 0.65, 0.75]
     assert sum(order(values, 3)) <= sum(order(values, 2))
     assert order([0.1, 0.2, 0.3, 0.15], 4) == [True, False, False, False]
+
+
+@pytest.mark.parametrize("minimise", [True, False])
+@pytest.mark.parametrize("reduction", [2, 3])
+def test_a_rung_kept_in_order_decides_as_a_walk_over_all_that_reached_it(reduction, minimise):
+    rng = random.Random(reduction)
+    values = [rng.choice((None, math.nan, math.inf, *(round(rng.random(), 1) for _ in range(9)))) for _ in range(300)]
+    rung = Rung(reduction, minimise=minimise)
+    kept = []
+    for place, value in enumerate(values):
+        assert rung.reached == place
+        defined = value is not None and math.isfinite(value)
+        earlier = [v for v in values[:place] if v is not None and math.isfinite(v)]
+        better = [v for v in earlier if defined and (v <= value if minimise else v >= value)]
+        kept.append(rung.keeps(value))
+        assert kept[-1] == (defined and len(better) < max(1, (place + 1) // reduction))
+        rung.add(value)
+    assert 10 < sum(kept) < 290

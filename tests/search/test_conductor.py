@@ -5,13 +5,16 @@ import json
 import pytest
 
 from benchmarks.played import FAMILIES, TWO_FAMILIES, curve
+from medtune.claim import require_current
 from medtune.config import StudyConfig, TrialConfig
+from medtune.errors import Superseded
+from medtune.placement import Place
 from medtune.recipes import report_settings
 from medtune.search.asha import keep
-from medtune.search.conductor import Conductor, Report, attempt_folder
+from medtune.search.conductor import Conductor, Report, attempt_folder, trial_folder
 from medtune.search.ledger import Ledger
 from medtune.search.plan import plan
-from medtune.search.space import Real, SearchSpace
+from medtune.search.space import Choice, Real, SearchSpace
 
 SPACE = SearchSpace(lr=Real(low=1e-4, high=1e-2, log=True))
 
@@ -193,6 +196,19 @@ def test_rungs_are_rebuilt_from_the_ledger(tmp_path):
     assert {"PRUNED", "COMPLETE"} == {state for state, *_ in straight}
 
 
+@pytest.mark.parametrize("selection", ["val/loss", "val/auc"])
+def test_the_ranking_is_that_of_the_rows_resumed_or_not(tmp_path, selection):
+    values = [0.5, 0.3, 0.3, 0.9, 0.1]
+    bench = Bench(tmp_path, trials=5, first_rung=1.0, trial=TrialConfig(epochs=1, pair="synthetic", selection=selection))
+    for value in values:
+        bench.conductor.report(say(bench.launch(), 1, value, "complete"))
+    sign = 1 if selection == "val/loss" else -1
+    wanted = sorted(range(5), key=lambda number: (sign * values[number], number))
+    assert [number for _, number in bench.conductor.ranking] == wanted
+    bench.reopen()
+    assert [number for _, number in bench.conductor.ranking] == wanted
+
+
 def test_a_decision_made_before_the_kill_stands(bench):
     good, poor = bench.launch(), bench.launch()
     bench.run(good, [0.1])
@@ -327,12 +343,15 @@ def test_a_plan_is_trained_in_order_with_every_setting_as_planned(tmp_path):
     assert {row.state for row in bench.rows()} == {"COMPLETE"}
 
 
-def test_a_plan_killed_while_asking_goes_on_with_the_same_settings(tmp_path, monkeypatch):
+def test_a_plan_killed_while_asking_goes_on_with_the_same_settings(tmp_path):
     bench = planned(tmp_path, seeds=1)
     first = bench.launch()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Ledger, "note", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        bench.conductor.next_launch()
+    bench.launch()
+    path = bench.folder / "ledger.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    settled = max(i for i, line in enumerate(lines) if b'"settings"' in line)
+    path.write_bytes(b"".join(lines[:settled]))
+    assert bench.rows()[1].params and bench.rows()[1].settings is None
     assert bench.reopen() and len(bench.rows()) == 2
     again = [bench.launch().config for _ in range(2)]
     wanted = [TrialConfig(pair="synthetic").replace(**settings) for settings in bench.what["first"][:2]]
@@ -357,3 +376,165 @@ def test_the_dashboard_sees_what_is_planned(tmp_path):
     bench.launch()
     params = bench.rows()[0].params
     assert params["model"] == "medmamba_s" and params["lr"] == 1e-3 and params["milestones"] == f"[{1 / 3}, 0.5]"
+
+
+def test_machines_that_come_and_go_exhaust_no_budget_while_the_trial_gets_on(tmp_path):
+    bench = Bench(tmp_path, machine_faults=1, trials=1)
+    for epoch in range(1, 5):
+        launch = bench.launch()
+        bench.conductor.report(say(launch, epoch, 0.5))
+        bench.conductor.lost(launch, "spot node gone")
+        bench.reopen()
+    assert (bench.rows()[0].state, bench.rows()[0].faults, bench.rows()[0].faults_here) == ("RUNNING", 4, 1)
+    launch = bench.launch()
+    bench.conductor.report(say(launch, 4, 0.5))  # again, from the checkpoint: no further than before
+    bench.conductor.lost(launch, "spot node gone")
+    row = bench.rows()[0]
+    assert row.state == "FAIL" and "died 2 times without getting past epoch 4, last: spot node gone" in row.cause
+
+
+def test_a_machine_taken_away_with_notice_is_charged_to_no_budget(tmp_path):
+    bench = Bench(tmp_path, machine_faults=0, trials=1)
+    for _ in range(2):
+        bench.conductor.lost(bench.launch(), "drained", announced=True)
+    launch = bench.launch()
+    bench.conductor.report(say(launch, 1, 0.5, leaving=True))
+    bench.conductor.lost(launch, "gone, as its process had said")
+    bench.run(bench.launch(), [0.5] * 5)
+    row = bench.rows()[0]
+    assert (row.state, row.faults, row.errors, row.attempt) == ("COMPLETE", 3, {}, 4)
+
+
+def fail(launch, cause, epoch=1, **more):
+    return say(launch, epoch, None, "fail", cause=cause, **more)
+
+
+def test_a_trials_own_errors_have_a_budget_of_their_own(tmp_path):
+    bench = Bench(tmp_path, retries=2, machine_faults=0, trials=2)
+    for n in range(2):
+        assert not bench.conductor.report(fail(bench.launch(), f"OSError: {n}"))
+    assert (bench.state(0), bench.rows()[0].errors) == ("RUNNING", {"1": "OSError: 0", "2": "OSError: 1"})
+    launch = bench.launch()
+    assert (launch.number, launch.attempt) == (0, 3), "before any other trial"
+    bench.conductor.report(fail(launch, "OSError: 2"))
+    assert (bench.state(0), bench.rows()[0].cause, bench.rows()[0].faults) == ("FAIL", "OSError: 2", 0)
+
+
+def test_what_would_come_again_is_not_tried_again(tmp_path):
+    bench = Bench(tmp_path, retries=2)
+    bench.conductor.report(fail(bench.launch(), "TrainingDiverged: train loss is nan", repeats=True))
+    assert bench.state(0) == "FAIL"
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_error_that_was_written_down_is_charged_once_however_the_driver_ends(tmp_path, heard):
+    bench = Bench(tmp_path, retries=1, trials=1)
+    report = fail(bench.launch(), "OSError: once")
+    bench.write(report, final=True)
+    if heard:
+        bench.conductor.report(report)
+    for _ in range(2):
+        bench.reopen()
+        assert bench.rows()[0].errors == {"1": "OSError: once"} and bench.conductor.waiting == [0]
+    again = bench.launch()
+    assert again.attempt == 2 and bench.conductor.waiting == []
+    bench.write(fail(again, "OSError: twice"), final=True)
+    bench.conductor.lost(again, "and died")  # what it wrote down counts
+    assert bench.conductor.next_launch() == "done"
+    assert (bench.state(0), bench.rows()[0].cause) == ("FAIL", "OSError: twice")
+
+
+def test_the_study_gives_up_when_the_first_trials_all_fail_alike(tmp_path):
+    bench = Bench(tmp_path, trials=20, alike_failures=3)
+    for n in range(3):
+        assert bench.conductor.hopeless is None
+        cause = f"OutOfMemory: medmamba_s at 224 px does not fit, {10 + n} images, /data/{n}.npz, 0x7f{n}abcdef0"
+        bench.conductor.report(fail(bench.launch(), cause))
+    assert "first 3 trials that ended all failed alike" in bench.conductor.hopeless
+    assert "12 images" in bench.conductor.hopeless and bench.conductor.next_launch() == "done"
+    bench.reopen()  # the same command again: three more are tried
+    assert bench.conductor.hopeless is None
+    for _ in range(3):
+        bench.conductor.report(fail(bench.launch(), "DataError: no such file"))
+    assert bench.conductor.hopeless and len(bench.rows()) == 6
+
+
+@pytest.mark.parametrize("enough", [0, 3])
+def test_trials_that_do_not_fail_alike_stop_nothing(tmp_path, enough):
+    bench = Bench(tmp_path, trials=20, alike_failures=enough)
+    if enough:
+        bench.run(bench.launch(), [0.5] * 5)
+    for _ in range(6):
+        bench.conductor.report(fail(bench.launch(), "ValueError: the same"))
+    assert bench.conductor.hopeless is None
+
+
+def test_failures_that_differ_stop_nothing(tmp_path):
+    other = Bench(tmp_path, trials=20, alike_failures=3)
+    for what in "abcabc":
+        other.conductor.report(fail(other.launch(), f"ValueError: {what}"))
+    assert other.conductor.hopeless is None
+
+
+def test_the_current_attempt_is_left_for_its_processes_to_see(bench):
+    old = bench.launch()
+    folder = trial_folder(bench.folder / "trials", old.number)
+    require_current(folder, 1)
+    bench.conductor.lost(old, "cut off")
+    require_current(folder, 1)  # nobody else is at it yet
+    new = bench.launch()
+    require_current(folder, new.attempt)
+    with pytest.raises(Superseded, match="attempt 1 goes on elsewhere as attempt 2"):
+        require_current(folder, old.attempt)
+    (folder / "current.json").write_text("{torn")
+    require_current(folder, old.attempt)  # decides nothing
+
+
+class OneKind:
+    """Places only trials of one model, `room` of them at a time."""
+
+    def __init__(self, conductor, model, room=1):
+        self.conductor, self.model, self.room, self.moving = conductor, model, room, False
+
+    def place(self, number, config):
+        fits = config.model == self.model and len(self.conductor.live) < self.room
+        return Place(("a",), "a", "GPU", 1) if fits else None
+
+    def moves(self, launch, report):
+        return self.moving
+
+
+def test_a_trial_that_has_no_place_waits_and_others_go_before_it(tmp_path):
+    settings = [{"model": "resnet50"}, {"model": "medmamba_t"}, {"model": "resnet50"}, {"model": "resnet50"}]
+    space = SearchSpace(model=Choice(options=("resnet50", "medmamba_t")))
+    bench = Bench(tmp_path, space, settings, True, first_rung=1.0)
+    bench.conductor.placing = OneKind(bench.conductor, "medmamba_t")
+    assert bench.launch().number == 1
+    assert bench.conductor.next_launch() == "later"
+    assert bench.conductor.waiting == [0, 2] and len(bench.conductor.rows) == 3, "two for the free place, and no more"
+    bench.conductor.placing.model, bench.conductor.placing.room = "resnet50", 2
+    launch = bench.launch()
+    assert (launch.number, launch.attempt, launch.place.host) == (0, 1, "a")
+    bench.reopen()
+    assert bench.conductor.waiting == [0, 1, 2], "none is forgotten when the driver is killed"
+
+
+def test_a_trial_that_moves_goes_on_as_it_is_in_another_attempt(bench):
+    launch = bench.launch()
+    bench.conductor.placing = OneKind(bench.conductor, launch.config.model)
+    bench.conductor.placing.moving = True
+    assert not bench.conductor.report(say(launch, 1, 0.5))
+    again = bench.launch()
+    assert (again.number, again.attempt, again.micro_batch) == (0, 2, None)
+    assert not bench.conductor.report(say(again, 0, None, "out_of_memory", micro_batch=8))
+    assert bench.launch().micro_batch is None, "where there is more room nothing is halved"
+    assert bench.conductor.rows[0].faults == 0 and bench.conductor.rows[0].epoch == 1
+
+
+def test_what_was_not_started_is_taken_back_at_no_charge(bench):
+    launch = bench.launch()
+    bench.conductor.take_back(launch)
+    again = bench.launch()
+    assert (again.number, again.attempt) == (0, 2) and bench.conductor.rows[0].faults == 0
+    bench.conductor.take_back(launch)
+    assert bench.conductor.live[0] == again, "an attempt that is no longer current is not"

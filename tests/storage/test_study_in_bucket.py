@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from benchmarks import kill_resume
 from medtune import cli
@@ -24,6 +23,7 @@ from medtune.storage.bucket import Bucket
 from medtune.storage.home import STALENESS, BucketHome
 from medtune.storage.lease import Lease, Replaced
 from tests.support.s3 import told
+from tests.support.two_nodes import private_cluster
 
 TRIALS = 10
 
@@ -33,9 +33,8 @@ def cluster(tmp_path, monkeypatch):
     """One node of two cores, started by somebody who was told nothing of S3."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
     monkeypatch.setenv("PLAYED_SECONDS", "1.5")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield found
-    found.shutdown()
+    with private_cluster(num_cpus=2) as found:
+        yield found
 
 
 class Driver:
@@ -173,7 +172,7 @@ def test_an_old_driver_that_comes_back_stops_and_changes_nothing(bucket, old_dri
     assert isinstance(old_driver.fault, Replaced)
     old_driver.lease.renewed -= 1000  # as after a sleep
     with pytest.raises(Replaced):
-        old_driver.before_launch()
+        old_driver.before_launch(0)
     with pytest.raises(Replaced):
         old_driver.settle(0, "PRUNED", {0: None})
     assert checkpoint in study.files() and "trials/0000/outcome.json" not in study.files()
@@ -186,7 +185,7 @@ def test_a_ledger_that_cannot_be_brought_into_the_bucket_for_long_stops_the_stud
     monkeypatch.setattr(old_driver.segments.bucket, "write", gone)
     old_driver.ledger.write_text("0\n1\n")
     with pytest.raises(StorageFault, match=r"the ledger in s3://sweeps/.*: nobody answers, for \d s"):
-        old_driver.before_launch()
+        old_driver.before_launch(0)
 
 
 def test_this_machine_s_own_ledger_is_taken_where_it_is_longer_than_the_bucket_s(bucket, head, monkeypatch):
