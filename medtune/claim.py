@@ -12,14 +12,20 @@ from pathlib import Path
 
 from medtune.errors import Superseded
 from medtune.record import write_json
+from medtune.storage.patience import patiently
 
 _FILE = "current.json"
 
 
 def claim(trial: Path, attempt: int) -> None:
-    """Make `attempt` the current one in a trial's folder."""
-    trial.mkdir(parents=True, exist_ok=True)
-    write_json(trial / _FILE, {"attempt": attempt})
+    """Make `attempt` the current one in a trial's folder. Raises StorageFault where the process has patience."""
+
+    def write() -> None:
+        for folder in (trial.parent, trial):  # not the study's own: it is gone where the storage is
+            folder.mkdir(exist_ok=True)
+        write_json(trial / _FILE, {"attempt": attempt})
+
+    patiently(f"word of attempt {attempt} in {trial}", write)
 
 
 def claim_of(number: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from medtune.placement import Machine, Place
 from medtune.record import read_json, write_json
+from medtune.storage.patience import patiently
 
 FILE = "usage.json"
 UNITS = {"gpu": "GPU", "core": "core"}
@@ -65,7 +66,7 @@ class Usage:
 
     def save(self) -> None:
         """Write `usage.json`, whole or not at all."""
-        write_json(self.path, self.all)
+        patiently(str(self.path), lambda: write_json(self.path, self.all))
 
 
 def read_usage(folder: Path) -> dict[str, Any]:

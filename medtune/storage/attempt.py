@@ -1,7 +1,7 @@
 """Where an attempt works: in the study's folder, or in a folder of its node whose contents go to the study's bucket.
 
-Before each report to the driver, what the attempt wrote is in the bucket: weights first, then its record, its final result
-last, and what was deleted goes after that. So whatever the driver has heard of can be gone on from on any node.
+Before each report to the driver, what the attempt wrote is in the bucket: its record first, then its weights, its final
+result last. So whatever the driver has heard of can be gone on from on any node.
 """
 
 from __future__ import annotations
@@ -178,12 +178,14 @@ class BucketWorkplace(Workplace):
         self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=due))
 
     def _push(self, *, checkpoints: bool) -> None:
+        # The record first: of an epoch that was trained and is not recorded nobody would ever hear.
+        for path in sorted(self.attempt.glob("*.jsonl")):
+            self._push_record(path)
         if checkpoints:
             self._push_checkpoints()
         self._push_memory()
-        for path in sorted(self.attempt.glob("*.json*"), key=lambda path: path.name == FINAL):
-            if not path.name.endswith(".part"):
-                self._push_record(path)
+        if (self.attempt / FINAL).exists():
+            self._push_file(self.attempt / FINAL)
         if time.monotonic() >= self._next_wandb:
             self._push_wandb()
 
@@ -202,7 +204,7 @@ class BucketWorkplace(Workplace):
 
     def _push_record(self, path: Path) -> None:
         key = self._key(path)
-        if key not in self._pushed and path.suffix == ".jsonl":
+        if key not in self._pushed:
             # Of a trial that several processes train, two on different nodes may write to one record.
             there = self.bucket.read(key) or b""
             here = path.read_bytes()

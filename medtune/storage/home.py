@@ -199,8 +199,10 @@ class BucketHome(Home):
                 self._fetch()
                 yield
             finally:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, Replaced):
+                    self.lease.renew()  # not over another driver's
                     self._return_notes()
+                with contextlib.suppress(OSError):
                     self.lease.release()
 
     def _fetch_notes(self) -> None:
