@@ -39,6 +39,11 @@ def lab(lab_ground: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A head that trains nothing, and two workers."""
     with Lab(tmp_path_factory.mktemp("lab"), hosts=("head", "w1", "w2")) as lab:
         lab.install("head", "w1", "w2")
+        for host in ("head", "w1", "w2"):
+            token = lab.disk(host, "/root/.ray/auth_token")
+            token.parent.mkdir()
+            token.write_text("0" * 64)
+            token.chmod(0o600)
         start_head(lab, "head", cpus=0)
         join(lab, "w1")
         join(lab, "w2")
