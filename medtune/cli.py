@@ -214,7 +214,7 @@ def sync(study: StudyName, *, storage: str | None = None) -> None:
     found = load_study(study, storage)
     if found.bucket:
         fetch_changed(found.bucket, found.folder, "wandb", {})
-    report = upload(found.folder)
+    report = upload(found.folder, where=found.where)
     if found.bucket:
         return_marks(found.bucket, found.folder)
     print(report.describe())

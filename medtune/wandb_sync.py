@@ -74,8 +74,10 @@ class SyncReport:
         return "\n".join(lines)
 
 
-def sync(study_folder: Path, say: Say = print) -> SyncReport:
+def sync(study_folder: Path, say: Say = print, where: str | None = None) -> SyncReport:
     """Upload every run of the study that the server does not have as it is; what is there already is not sent again.
+
+    `where`: what the user calls the study's place, if that is not its folder.
 
     Takes as long as the uploads do, each of which is bounded; three failures in a row end it.
     Raises TrackingError without a key, where the server takes nothing, or where another process uploads these runs.
@@ -83,11 +85,11 @@ def sync(study_folder: Path, say: Say = print) -> SyncReport:
     study_folder = study_folder.resolve()
     account = find_account()
     if account is None:
-        raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune sync {study_folder}`.")
+        raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune sync {where or study_folder}`.")
     files = run_files(study_folder)
     if not files:
         raise TrackingError(f"no W&B runs in {study_folder / 'wandb'}: the study was run with --wandb off")
-    report = SyncReport(str(study_folder))
+    report = SyncReport(where or str(study_folder))
     todo = sum(not file.uploaded for file in files)
     if not todo:
         return report
@@ -121,12 +123,14 @@ class Uploader:
     dies with the driver.
     """
 
-    def __init__(self, study_folder: Path, mode: WandbMode = "auto", say: Say = print) -> None:
-        """`say` hears, from another thread, one line for each new kind of problem."""
+    def __init__(
+        self, study_folder: Path, mode: WandbMode = "auto", say: Say = print, where: str | None = None
+    ) -> None:
+        """`say` hears, from another thread, one line for each new kind of problem. `where`: as in `sync`."""
         self.study = study_folder.resolve()
         self.mode = mode
         self.say = say
-        self.report = SyncReport(str(self.study))
+        self.report = SyncReport(where or str(self.study))
         self.reason = ""
         """Why nothing is uploaded, if so."""
         self._engine: _Engine | None = None
@@ -139,9 +143,9 @@ class Uploader:
         if self.mode == "off":
             self.reason = "W&B is off"
         elif self.mode == "offline" or user_says_offline():
-            self.reason = f"W&B runs are kept offline; `medtune sync {self.study}` uploads them"
+            self.reason = f"W&B runs are kept offline; `medtune sync {self.report.study}` uploads them"
         elif account is None:
-            self.reason = f"no W&B key: runs are kept offline; `medtune sync {self.study}` uploads them later"
+            self.reason = f"no W&B key: runs are kept offline; `medtune sync {self.report.study}` uploads them later"
         else:
             try:
                 (self.study / "wandb").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """A place in S3 or Google Cloud Storage: whole objects by key, through pyarrow's own clients.
 
-Endpoint, region and credentials are found as usual: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`, then the
-variables, the files and the machine's role that AWS's and Google's libraries look for. An object appears when it is whole.
+Endpoint, region and credentials are found as usual: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION` (for GCS
+`STORAGE_EMULATOR_HOST`), then the variables, the files and the machine's role that AWS's and Google's libraries look for. An
+object appears when it is whole.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +24,9 @@ from medtune.storage.patience import reason
 SCHEMES = ("s3", "gs")
 VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST",
 )  # fmt: skip
-"""What a client of S3 is told by its environment."""
+"""What clients are told by their environment, as text: a file of Google's keys has to be on each node."""
 PARALLEL = 8
 """Small objects read or deleted at a time."""
 _ANSWER_SECONDS = 5
@@ -138,7 +140,9 @@ class Bucket:
 
     def names(self) -> list[str]:
         """The names right below this place."""
-        return sorted({key for key, _ in self._list("", recursive=False) if key})
+        # pyarrow's client of GCS lists no folder that has no object of its own.
+        everything = self.uri.startswith("gs://")
+        return sorted({key.split("/")[0] for key, _ in self._list("", recursive=everything) if key})
 
     def _list(self, prefix: str, recursive: bool) -> list[tuple[str, Any]]:
         from pyarrow.fs import FileSelector
@@ -185,9 +189,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
     from pyarrow import fs
 
     if scheme == "gs":
-        from datetime import timedelta
-
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TRIES * _ANSWER_SECONDS))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TRIES * _ANSWER_SECONDS), **_stand_in(dict(told)))
     about = dict(told)
     options: dict[str, Any] = {}
     if "AWS_ACCESS_KEY_ID" in about and "AWS_SECRET_ACCESS_KEY" in about:
@@ -199,8 +201,7 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
     if region := about.get("AWS_REGION") or about.get("AWS_DEFAULT_REGION"):
         options["region"] = region
     if endpoint := _endpoint(about):
-        address = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        options |= {"endpoint_override": f"{address.netloc}{address.path.rstrip('/')}", "scheme": address.scheme}
+        options |= _address(endpoint, "https")
     return fs.S3FileSystem(
         request_timeout=_ANSWER_SECONDS,
         connect_timeout=_ANSWER_SECONDS,
@@ -208,6 +209,17 @@ def _client(scheme: str, told: tuple[tuple[str, str], ...]) -> Any:
         allow_delayed_open=True,  # a small object is then one request, not three
         **options,
     )
+
+
+def _stand_in(about: Mapping[str, str]) -> dict[str, Any]:
+    """A server in Google's place, which asks for no key."""
+    host = about.get("STORAGE_EMULATOR_HOST")
+    return {"anonymous": True, **_address(host, "http")} if host else {}
+
+
+def _address(endpoint: str, scheme: str) -> dict[str, str]:
+    address = urlsplit(endpoint if "://" in endpoint else f"{scheme}://{endpoint}")
+    return {"endpoint_override": f"{address.netloc}{address.path.rstrip('/')}", "scheme": address.scheme}
 
 
 def _endpoint(about: Mapping[str, str]) -> str | None:

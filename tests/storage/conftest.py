@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from medtune.storage.bucket import Bucket
+from tests.support.gcs import gcs_server
 from tests.support.s3 import S3, s3_server, told
 
 _numbers = itertools.count()
@@ -25,6 +26,21 @@ def bucket(s3: S3) -> Iterator[Bucket]:
     """An empty place in it, which this process knows the way to."""
     with told(s3):
         yield Bucket(f"s3://sweeps/test-{os.getpid()}-{next(_numbers)}/studies")
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    with gcs_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["s3", "gs"])
+def either(request, monkeypatch) -> Bucket:
+    """An empty place, in S3 and in a stand-in for GCS."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("gcs"))
+    return Bucket(f"gs://sweeps/test-{os.getpid()}-{next(_numbers)}/studies")
 
 
 @pytest.fixture

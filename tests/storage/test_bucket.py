@@ -13,20 +13,20 @@ from medtune.storage.lease import Lease, Replaced, is_driven
 from medtune.storage.segments import Segments
 
 
-def test_objects_are_written_whole_read_listed_and_deleted(bucket, tmp_path):
+def test_objects_are_written_whole_read_listed_and_deleted(either, tmp_path):
     large = tmp_path / "large"
     large.write_bytes(random.Random(0).randbytes(7 << 20))
-    bucket.write("a/small", b"small")
-    bucket.write("a/empty", b"")
-    bucket.upload(large, "a/b/large")
-    assert bucket.read("a/small") == b"small" and bucket.read("a/empty") == b"" and bucket.read("a/none") is None
-    sizes = {key: found.size for key, found in bucket.files("a").items()}
+    either.write("a/small", b"small")
+    either.write("a/empty", b"")
+    either.upload(large, "a/b/large")
+    assert either.read("a/small") == b"small" and either.read("a/empty") == b"" and either.read("a/none") is None
+    sizes = {key: found.size for key, found in either.files("a").items()}
     assert sizes == {"a/small": 5, "a/empty": 0, "a/b/large": 7 << 20}
-    assert bucket.download("a/b/large", tmp_path / "x" / "copy") and not bucket.download("none", tmp_path / "none")
+    assert either.download("a/b/large", tmp_path / "x" / "copy") and not either.download("none", tmp_path / "none")
     assert (tmp_path / "x" / "copy").read_bytes() == large.read_bytes() and not (tmp_path / "none").exists()
-    bucket.delete(["a/small", "a/none", "a/b/large"])
-    assert list(bucket.files()) == ["a/empty"] and bucket.names() == ["a"]
-    assert bucket.under("nothing", "here").files() == {}
+    either.delete(["a/small", "a/none", "a/b/large"])
+    assert list(either.files()) == ["a/empty"] and either.names() == ["a"]
+    assert either.under("nothing", "here").files() == {}
 
 
 def test_a_bucket_that_cannot_be_used_is_named_with_the_answer_and_the_way_out(bucket, s3, monkeypatch):
@@ -50,18 +50,18 @@ def test_a_folder_is_no_bucket(tmp_path):
     assert StudyConfig(storage=tmp_path).storage == str(tmp_path)
 
 
-def test_what_grew_is_appended_and_merged_and_reads_back_whole(bucket, tmp_path):
+def test_what_grew_is_appended_and_merged_and_reads_back_whole(either, tmp_path):
     path, rng = tmp_path / "ledger", random.Random(1)
     path.write_bytes(b"first\n")
-    pieces = Segments(bucket)
+    pieces = Segments(either)
     generation = pieces.begin(path, None)
     for number in range(60):
         with path.open("ab") as file:
             file.write(b"%d" % number * rng.randint(1, 40) + b"\n")
         pieces.append(path)
         pieces.merge(path)
-        assert len(bucket.files()) == len(pieces.pieces) <= 3 * 8
-    assert pieces.newest() == generation and Segments(bucket).read(generation) == path.read_bytes()
+        assert len(either.files()) == len(pieces.pieces) <= 3 * 8
+    assert pieces.newest() == generation and Segments(either).read(generation) == path.read_bytes()
 
 
 def test_a_line_that_is_not_whole_stays_here(bucket, tmp_path):
@@ -88,19 +88,19 @@ def test_a_reader_between_the_merging_and_the_deleting_reads_the_whole(bucket, t
     assert Segments(bucket).read(generation) == path.read_bytes()
 
 
-def test_each_driver_begins_a_generation_and_readers_take_the_newest(bucket, tmp_path):
+def test_each_driver_begins_a_generation_and_readers_take_the_newest(either, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(b"a\n")
-    thought_dead, next_one = Segments(bucket), Segments(bucket)
+    thought_dead, next_one = Segments(either), Segments(either)
     first = thought_dead.begin(old, None)
     new.write_bytes(next_one.read(first) + b"b\n")
     second = next_one.begin(new, first)
     old.write_bytes(b"a\nWRONG\n")
     thought_dead.append(old)
-    reader = Segments(bucket)
+    reader = Segments(either)
     assert reader.newest() == second and reader.read(second) == b"a\nb\n"
-    third = Segments(bucket).begin(new, second)
-    assert {key.split("/")[0] for key in bucket.files()} == {second, third}
+    third = Segments(either).begin(new, second)
+    assert {key.split("/")[0] for key in either.files()} == {second, third}
 
 
 @pytest.fixture
@@ -152,8 +152,8 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(bucket, monkeypatch)
     assert not said
 
 
-def test_a_driver_that_was_asleep_looks_before_it_writes(bucket, quick):
-    first, second = elsewhere(bucket), Lease(bucket, "s")
+def test_a_driver_that_was_asleep_looks_before_it_writes(either, quick):
+    first, second = elsewhere(either), Lease(either, "s")
     first.acquire(print)
     first.require()  # renewed just now: nobody is asked
     second.acquire(print)
@@ -161,4 +161,4 @@ def test_a_driver_that_was_asleep_looks_before_it_writes(bucket, quick):
     first.renewed -= lease_module.HELD
     with pytest.raises(Replaced):
         first.require()
-    assert json.loads(bucket.read("driver.json"))["token"] == second.mine["token"]
+    assert json.loads(either.read("driver.json"))["token"] == second.mine["token"]
