@@ -12,14 +12,19 @@ from pathlib import Path
 
 from medtune.errors import Superseded
 from medtune.record import write_json
+from medtune.storage.patience import patiently
 
 _FILE = "current.json"
 
 
 def claim(trial: Path, attempt: int) -> None:
     """Make `attempt` the current one in a trial's folder."""
-    trial.mkdir(parents=True, exist_ok=True)
-    write_json(trial / _FILE, {"attempt": attempt})
+
+    def write() -> None:
+        trial.mkdir(parents=True, exist_ok=True)
+        write_json(trial / _FILE, {"attempt": attempt})
+
+    patiently(f"the folder {trial}", write)
 
 
 def claim_of(number: int) -> str:

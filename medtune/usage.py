@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ class Usage:
         return entry
 
     def save(self) -> None:
-        """Write `usage.json`, whole or not at all."""
-        write_json(self.path, self.all)
+        """Write `usage.json`, whole or not at all; a disk that refuses costs these figures, not the study."""
+        with contextlib.suppress(OSError):
+            write_json(self.path, self.all)
 
 
 def read_usage(folder: Path) -> dict[str, Any]:

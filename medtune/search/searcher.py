@@ -38,6 +38,8 @@ class LedgerSearcher(Searcher):
         """Trials, by Tune's id, whose machine was taken away with notice."""
         self.fault: StorageFault | None = None
         """Storage that failed for too long."""
+        self.running = False
+        """Whether Tune's run is on: its signal would end this process before and after."""
         self.stopping = False
         """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
 
@@ -77,7 +79,8 @@ class LedgerSearcher(Searcher):
     def stop(self) -> None:
         """End Tune's run: what is running is interrupted and stays unfinished in the ledger."""
         self.stopping = True
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
+        if self.running:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
 
     def stop_if_hopeless(self) -> None:
         """End Tune's run when the conductor has given up."""

@@ -1,7 +1,7 @@
 """Where an attempt works: in the study's folder, or in a folder of its node whose contents go to the study's bucket.
 
-Before each report to the driver, what the attempt wrote is in the bucket: weights first, then its record, its final result
-last, and what was deleted goes after that. So whatever the driver has heard of can be gone on from on any node.
+Before each report to the driver, what the attempt wrote is in the bucket: its record first, then its weights, its final
+result last. So whatever the driver has heard of can be gone on from on any node.
 """
 
 from __future__ import annotations
@@ -72,8 +72,11 @@ class Workplace:
         """Raises Superseded when the trial goes on elsewhere."""
         require_current(trial_folder(self.folder / "trials", self.spec.number), self.spec.attempt)
 
-    def before_report(self) -> None:
-        """What the attempt wrote is safe before the driver hears of it. Raises StorageFault."""
+    def before_report(self, leaving: bool = False) -> None:
+        """What the attempt wrote is safe before the driver hears of it. Raises StorageFault.
+
+        `leaving`: this machine is about to go, so checkpoints are sent however long the last took.
+        """
         notes, self.notes = self.notes, []
         for note in notes:
             LocalRecord(self.attempt).event("storage", message=note)
@@ -172,22 +175,26 @@ class BucketWorkplace(Workplace):
         with contextlib.suppress(OSError):  # a bucket that does not answer decides nothing
             require_word(self.bucket.read(claim_of(self.spec.number)) or b"", self.spec.attempt)
 
-    def before_report(self) -> None:
+    def before_report(self, leaving: bool = False) -> None:
         super().before_report()
-        due = time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
+        due = leaving or time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
         self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=due))
 
     def _push(self, *, checkpoints: bool) -> None:
+        # The record first: of an epoch that was trained and is not recorded nobody would ever hear.
+        for path in sorted(self.attempt.glob("*.jsonl")):
+            self._push_record(path)
         if checkpoints:
             self._push_checkpoints()
         self._push_memory()
-        for path in sorted(self.attempt.glob("*.json*"), key=lambda path: path.name == FINAL):
-            if not path.name.endswith(".part"):
-                self._push_record(path)
+        if (self.attempt / FINAL).exists():
+            self._push_file(self.attempt / FINAL)
         if time.monotonic() >= self._next_wandb:
             self._push_wandb()
 
     def _push_checkpoints(self) -> None:
+        if not self.attempt.exists():
+            return  # nothing is to be learnt from a folder that is gone
         started = time.monotonic()
         here = sorted((self.attempt / "checkpoints").glob("*.safetensors"))  # best-... before last-...
         sent = [path for path in here if self._push_file(path)]
@@ -202,7 +209,7 @@ class BucketWorkplace(Workplace):
 
     def _push_record(self, path: Path) -> None:
         key = self._key(path)
-        if key not in self._pushed and path.suffix == ".jsonl":
+        if key not in self._pushed:
             # Of a trial that several processes train, two on different nodes may write to one record.
             there = self.bucket.read(key) or b""
             here = path.read_bytes()
@@ -237,14 +244,17 @@ class BucketWorkplace(Workplace):
 
     def end(self) -> None:
         """What is left goes to the bucket, and nothing stays here."""
+        if self._held is None:
+            return
         # Once a trial has ended, the driver decides which of its checkpoints stay.
         ended = (self.folder / self._trial / OUTCOME).exists() or (self.attempt / FINAL).exists()
         self._once(lambda: self._push(checkpoints=not ended))
         self._once(self._push_wandb)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        with contextlib.suppress(OSError):  # another process of the trial still works there: it is the last that tidies up
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._held)
+        self._held = None
 
     def _once(self, action: Callable[[], object]) -> None:
         """Without waiting: the next trial does, and the attempt's state is in the bucket as of its last report."""

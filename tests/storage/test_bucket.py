@@ -161,4 +161,4 @@ def test_a_driver_that_was_asleep_looks_before_it_writes(either, quick):
     first.renewed -= lease_module.HELD
     with pytest.raises(Replaced):
         first.require()
-    assert json.loads(either.read("driver.json"))["token"] == second.mine["token"]
+    assert json.loads(either.read("lease.json"))["token"] == second.mine["token"]
