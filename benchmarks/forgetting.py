@@ -20,7 +20,7 @@ import optuna
 
 from benchmarks.scale import all_models
 from medtune.config import TrialConfig
-from medtune.search.sampler import PartTPE
+from medtune.search.sampler import Modelled, PartTPE
 
 AT_A_TIME = 50
 RANDOM_STARTS = 10
@@ -40,6 +40,7 @@ def search(trials: int, newest: int, seed: int, marks: list[int]) -> tuple[list[
     """The loss without noise of the best so far, and the CPU milliseconds of a proposal, at each of `marks` trials."""
     space, _ = all_models(TrialConfig())
     study, rng = optuna.create_study(), random.Random(seed)
+    modelled = Modelled(study)
     running: list[tuple[optuna.trial.Trial, float]] = []
     seen: list[float] = []
     best, true, spent = math.inf, math.inf, 0.0
@@ -48,10 +49,11 @@ def search(trials: int, newest: int, seed: int, marks: list[int]) -> tuple[list[
     for number in range(trials):
         started = time.thread_time()
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        study.sampler = PartTPE(seed=own, random_starts=RANDOM_STARTS, newest=newest)
+        study.sampler = PartTPE(modelled, seed=own, random_starts=RANDOM_STARTS, newest=newest)
         trial = study.ask()
         running.append((trial, loss(space.suggest(trial))))
-        spent = time.thread_time() - started + spent
+        modelled.note(trial.storage.get_trial(trial._trial_id))
+        spent += time.thread_time() - started
         if len(running) == AT_A_TIME:
             ended, value = running.pop(rng.randrange(AT_A_TIME))
             noisy = value + rng.gauss(0, 0.02)
@@ -62,6 +64,7 @@ def search(trials: int, newest: int, seed: int, marks: list[int]) -> tuple[list[
             else:
                 study.tell(ended, noisy)
                 best, true = min((best, true), (noisy, value))
+            modelled.note(trial.storage.get_trial(ended._trial_id))
         if number + 1 in marks:
             found.append(true)
             costs.append(1000 * spent / (number + 1 - (marks[len(costs) - 1] if costs else 0)))

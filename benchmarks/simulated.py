@@ -24,7 +24,11 @@ import numpy as np
 from medtune.config import StudyConfig, TrialConfig
 from medtune.data import load_pair
 from medtune.definition import Definition, describe
+from medtune.needs import Needs
+from medtune.placement import Machine
+from medtune.placer import Placer
 from medtune.record import LocalRecord, write_json
+from medtune.reservation import Reservation
 from medtune.search.conductor import Conductor, Launch, Report, attempt_folder
 from medtune.search.ledger import Ledger
 from medtune.search.space import SearchSpace
@@ -32,6 +36,7 @@ from medtune.storage.home import Home
 from medtune.study import settle
 
 RECORDED = Path(__file__).with_name("curves.json")
+HOST_GPUS = 8
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,12 @@ class Block:
         }
 
 
+def machines(gpus: int) -> list[Machine]:
+    """Hosts with `HOST_GPUS` each, all of one kind."""
+    hosts = [(f"host-{first // HOST_GPUS:04d}", min(HOST_GPUS, gpus - first)) for first in range(0, gpus, HOST_GPUS)]
+    return [Machine(host, host, cores=64, cards=cards, kind="GPU", memory=80e9) for host, cards in hosts]
+
+
 def memory_mb() -> float:
     """What this process holds of memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -161,9 +172,11 @@ class Simulation:
             config,
             space,
             folder / "trials",
-            slots=lambda: gpus,
             on_finish=lambda row: settle(Home(folder, 0.0), self.conductor, row),
         )
+        hosts = machines(gpus)
+        placer = Placer(self.conductor, Reservation.of(config, gpus), lambda: hosts, Needs(folder / "needs"))
+        self.conductor.placing, self.conductor.slots = placer, placer.slots
         self.events: list[tuple[float, int, Playing]] = []
         self.free = 0.0
         """When the driver has decided all that it was told, on the simulated clock."""
@@ -246,7 +259,7 @@ class Simulation:
             value=value,
             best={**self.recorded.best, "epoch": best_epoch, "val/loss": value},
             external=self.recorded.external if tested else {},
-            node=f"node-{launch.number % self.gpus:04d}",
+            node=launch.place.host if launch.place else None,
             seconds=now - playing.since,
             micro_batch=launch.config.batch_size,
         )

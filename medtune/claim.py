@@ -18,14 +18,14 @@ _FILE = "current.json"
 
 
 def claim(trial: Path, attempt: int) -> None:
-    """Make `attempt` the current one in a trial's folder. Raises StorageFault where the process has patience."""
+    """Make `attempt` the current one in a trial's folder."""
 
     def write() -> None:
         for folder in (trial.parent, trial):  # not the study's own: it is gone where the storage is
             folder.mkdir(exist_ok=True)
         write_json(trial / _FILE, {"attempt": attempt})
 
-    patiently(f"word of attempt {attempt} in {trial}", write)
+    patiently(f"the folder {trial}", write)
 
 
 def claim_of(number: int) -> str:

@@ -140,6 +140,8 @@ class DriverRecord:
             answer = best(load_study(str(self.folder)))
         except StudyError as none:
             return 1, str(none)
+        except OSError as error:
+            return 0, f"the best could not be read back: {error}"
         trial = answer["trials"][0]
         return 0, f"best: trial {trial['number']}, {answer['ranked_by']} {trial['ranked_value']:.4f}"
 

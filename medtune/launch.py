@@ -20,7 +20,7 @@ from medtune.data.courier import start_courier
 from medtune.data.folders import user_folder
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
-from medtune.errors import MedtuneError, StudyError
+from medtune.errors import StudyError
 from medtune.growth import Scouts, addable, head
 from medtune.machines import Machines
 from medtune.needs import FOLDER, Needs
@@ -77,7 +77,7 @@ def launch(
     try:
         roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
         placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
-    except MedtuneError:
+    except BaseException:
         ray.shutdown()
         raise
     reservation = placer.reservation
@@ -157,8 +157,8 @@ def launch(
         del courier
         ray.shutdown()
         shutil.rmtree(runs, ignore_errors=True)
-    if searcher.fault:
-        raise searcher.fault
+    if fault := searcher.fault or home.fault:
+        raise fault
     if conductor.hopeless:
         raise StudyError(conductor.hopeless)
     if searcher.stopping:
@@ -258,9 +258,11 @@ def stop_on_signal(searcher: Any, progress: Any) -> Iterator[None]:
     # Until Tune has put its own in place, which ends its loop, SIGUSR1 would end the process: no trial runs then, and
     # the searcher hands out none.
     old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)
+    searcher.running = True
     try:
         yield
     finally:
+        searcher.running = False
         for number, handler in old.items():
             signal.signal(number, handler)
 

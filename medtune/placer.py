@@ -79,8 +79,9 @@ class Placer:
         """Where a trial may start now; None: nowhere yet."""
         machines = self.machines()
         allowed = self._allowed(number, config, machines)
+        ids = {machine.id for machine in allowed}
         closed = {card for other, card in self.claims.items() if other != number and other in self.study.waiting}
-        found = find(machines, self.taken(), self._request(config, lambda machine: machine in allowed), closed)
+        found = find(machines, self.taken(), self._request(config, lambda machine: machine.id in ids), closed)
         self.claims.pop(number, None)
         if found is None and self.share and allowed:
             self._claim(number, allowed, closed)

@@ -127,7 +127,8 @@ def _run(
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
     finally:
-        home.fetch_wandb()
+        with contextlib.suppress(OSError):
+            home.fetch_wandb()
         report = uploader.stop(patience)
     if config.wandb == "auto" and (report.uploaded or report.left):
         progress.say(report.describe())

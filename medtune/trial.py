@@ -397,7 +397,7 @@ class MedtuneTrial(tune.Trainable):
         if self.attempt.spec.watched:
             self.place.require_current()
         report = self.attempt.next_report()
-        self.place.before_report()
+        self.place.before_report(report.leaving)
         return {"report": json.dumps(report.to_dict())}
 
     def leave(self) -> None:

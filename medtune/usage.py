@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medtune.placement import Machine, Place
 from medtune.record import read_json, write_json
-from medtune.storage.patience import patiently
 
 FILE = "usage.json"
 UNITS = {"gpu": "GPU", "core": "core"}
@@ -65,8 +65,9 @@ class Usage:
         return entry
 
     def save(self) -> None:
-        """Write `usage.json`, whole or not at all."""
-        patiently(str(self.path), lambda: write_json(self.path, self.all))
+        """Write `usage.json`, whole or not at all; a disk that refuses costs these figures, not the study."""
+        with contextlib.suppress(OSError):
+            write_json(self.path, self.all)
 
 
 def read_usage(folder: Path) -> dict[str, Any]:

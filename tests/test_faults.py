@@ -135,6 +135,7 @@ def test_a_raylet_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) ->
     assert afterwards(study) == list(range(1, 9)), "no checkpoint was due yet"
 
 
+@pytest.mark.slow
 def test_a_trials_process_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("three")
 
@@ -150,6 +151,7 @@ def test_a_trials_process_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: 
     assert figures(study) == figures(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_node_is_drained_and_taken_away(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("four")
 

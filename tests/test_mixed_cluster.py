@@ -107,6 +107,7 @@ def need(storage, settings, model, gib):
     Needs(storage / FOLDER).note(trial, {"kind": "H100", "reserved": gib * GIB, "overhead": 0})
 
 
+@pytest.mark.slow
 def test_large_trials_on_large_cards(several, tmp_path):
     large, small = several.join("large"), several.join("small")
     settings = replace(config(tmp_path, 10), name="mixed")
@@ -126,6 +127,7 @@ def test_large_trials_on_large_cards(several, tmp_path):
     assert set(usage["hours_by_model"]) == {"resnet50", "medmamba_t"}
 
 
+@pytest.mark.slow
 def test_each_seat_has_one_process_for_all_its_trials(several, tmp_path):
     """Trials that end while another machine's process is being started leave theirs warm all the same."""
     several.join("large")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medtune.cluster.tasks import answers_of, on
 from medtune.errors import MedtuneError
-from medtune.storage.bucket import VARIABLES, Bucket
+from medtune.storage.bucket import Bucket
 
 
 def try_bucket(uri: str, nodes: Sequence[Mapping[str, Any]], patience: float) -> dict[str, dict[str, Any]]:
@@ -19,12 +18,12 @@ def try_bucket(uri: str, nodes: Sequence[Mapping[str, Any]], patience: float) ->
     """
     import ray
 
-    from medtune.storage.desk import desk
+    from medtune.storage.desk import desk, told
 
-    told = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    environment = told()
     keeper = desk(here=True)  # credentials travel by calls of its methods alone
-    ray.get(keeper.keep.remote(told))
-    bucket = Bucket(uri, told)
+    ray.get(keeper.keep.remote(environment))
+    bucket = Bucket(uri, environment)
     bucket.require_usable()
     token = secrets.token_hex(8)
     key = f".doctor-{token}"

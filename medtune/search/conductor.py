@@ -358,18 +358,22 @@ class Conductor:
         self._refresh(number)
         if here > self.config.machine_faults:
             at = f" without getting past epoch {row.epoch}" if row.epoch else ""
-            self._finish(number, "FAIL", None, f"its process or machine died {here} times{at}, last: {cause}")
+            self._finish(number, "FAIL", None, f"its process or machine died {here} times{at}, last: {cause}", own=False)
         else:
             self.waiting.append(number)
 
-    def _finish(self, number: int, state: str, value: float | None, cause: str | None = None) -> bool:
+    def _finish(
+        self, number: int, state: str, value: float | None, cause: str | None = None, *, own: bool = True
+    ) -> bool:
+        """`own`: the end says something of the trial, not of a machine."""
         self.ledger.finish(number, state, value, cause)
         self.live.pop(number, None)
         self._refresh(number)
         if (standing := self._standing(self.rows[number])) is not None:
             bisect.insort(self.ranking, standing)
         self.on_finish(self.rows[number])
-        self.hopeless = self.hopeless or self._first_failures.end(cause if state == "FAIL" else None)
+        if own:
+            self.hopeless = self.hopeless or self._first_failures.end(cause if state == "FAIL" else None)
         return False
 
     def _refresh(self, number: int) -> None:

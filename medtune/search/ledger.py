@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from medtune.config import StudyConfig
 from medtune.errors import StudyError
 from medtune.search.journal import DriverJournal
-from medtune.search.sampler import PartTPE
+from medtune.search.sampler import Modelled, PartTPE
 from medtune.search.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -122,6 +122,7 @@ class Ledger:
     def __init__(self, study: optuna.Study, journal: DriverJournal | None = None) -> None:
         self.study = study
         self._journal = journal
+        self._modelled = None if journal is None else Modelled(study)
         self._live: dict[int, optuna.trial.Trial] = {}
 
     @classmethod
@@ -157,12 +158,11 @@ class Ledger:
         return [_row(trial) for trial in trials if trial.state != TrialState.WAITING]
 
     def row(self, number: int) -> Row:
-        return _row(self._trial(number).storage.get_trial(self._trial(number)._trial_id))
+        return _row(self._frozen(number))
 
     def ask(self, space: SearchSpace, config: StudyConfig, first: Mapping[str, Any] | None) -> int:
         """Begin the next trial and return its number. `first`: settings to try instead of a suggestion."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if first is not None and not waiting:
+        if first is not None and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self.study.enqueue_trial(space.encode(first))
         with self.together():
             trial = self.study.ask()
@@ -172,9 +172,11 @@ class Ledger:
 
     def complete_ask(self, number: int, space: SearchSpace, config: StudyConfig) -> None:
         """Settle a row's settings; what an interrupted ask already fixed stays as it is."""
-        self.study.sampler = _sampler(config, number)
+        assert self._modelled is not None, "the ledger was opened for looking"
+        self.study.sampler = _sampler(config, number, self._modelled)
         settings = space.suggest(self._trial(number))
         self.note(number, settings=settings)
+        self._modelled.note(self._frozen(number))
 
     def note(self, number: int, **attrs: Any) -> None:
         """Write facts about a running trial."""
@@ -202,14 +204,18 @@ class Ledger:
         values = value if state == "COMPLETE" else None
         self.study.tell(number, values, state=TrialState[state])
         self._live.pop(number, None)
-        if self._journal is not None:
+        if self._journal is not None and self._modelled is not None:
+            self._modelled.note(self._frozen(number))
             self._journal.flush()
 
     def _trial(self, number: int) -> optuna.trial.Trial:
         if number not in self._live:
-            frozen = self.study.get_trials(deepcopy=False)[number]
-            self._live[number] = optuna.trial.Trial(self.study, frozen._trial_id)
+            self._live[number] = optuna.trial.Trial(self.study, self._frozen(number)._trial_id)
         return self._live[number]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        storage = self.study._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
 
 def _row(trial: FrozenTrial) -> Row:
@@ -238,7 +244,7 @@ def _cut_torn_tail(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _sampler(config: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
+def _sampler(config: StudyConfig, number: int, modelled: Modelled) -> optuna.samplers.BaseSampler:
     """TPE with random numbers of its own for each trial: a resumed study goes on as an uninterrupted one would."""
     seed = int(np.random.SeedSequence([config.trial.seed, number]).generate_state(1)[0])
-    return PartTPE(seed=seed, random_starts=config.starts())
+    return PartTPE(modelled, seed=seed, random_starts=config.starts())

@@ -8,7 +8,7 @@ it towards the newest already, as TPE's authors did (Bergstra et al. 2013, "forg
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import math
 from typing import Any
 
@@ -23,6 +23,46 @@ NEWEST = 250
 """Ended trials that are modelled besides, by number; a study that has no more is modelled whole."""
 
 
+class Modelled:
+    """The trials of a study that TPE is to see, kept in order as they begin and end."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        self.running: dict[int, FrozenTrial] = {}
+        self.ended: list[FrozenTrial] = []
+        """By number."""
+        self.ranked: list[FrozenTrial] = []
+        """The best first."""
+        for trial in study.get_trials(deepcopy=False):
+            self.note(trial)
+
+    def note(self, trial: FrozenTrial) -> None:
+        """A trial has its parameters, or has ended."""
+        if trial.state == TrialState.RUNNING:
+            self.running[trial.number] = trial
+            return
+        self.running.pop(trial.number, None)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            bisect.insort(self.ended, trial, key=lambda other: other.number)
+            bisect.insort(self.ranked, trial, key=self._rank)
+
+    def trials(self, newest: int) -> list[FrozenTrial]:
+        """Those that TPE takes as good, the `newest` of all that ended, and those that run, by number."""
+        good = self.ranked[:GOOD] if len(self.ended) > newest else []
+        chosen = {trial.number: trial for trial in (*good, *self.ended[-newest:], *self.running.values())}
+        return [chosen[number] for number in sorted(chosen)]
+
+    def _rank(self, trial: FrozenTrial) -> tuple[float, ...]:
+        """Optuna's order: complete ones by value, then pruned ones, the longest trained first; of equals the first."""
+        if trial.state == TrialState.COMPLETE:
+            return 0.0, self.sign * trial.values[0], 0.0, trial.number
+        step = trial.last_step
+        if step is None:
+            return 1.0, 1.0, 0.0, trial.number
+        value = trial.intermediate_values[step]
+        return 1.0, -step, math.inf if math.isnan(value) else self.sign * value, trial.number
+
+
 class _Part(optuna.Study):
     """A study in which only some trials are seen."""
 
@@ -35,64 +75,24 @@ class _Part(optuna.Study):
 
 
 class PartTPE(optuna.samplers.TPESampler):
-    """TPE for one proposal, which depends on the seed and on the study's rows alone."""
+    """TPE for one proposal, which depends on the seed and on the trials that it sees alone."""
 
-    def __init__(self, *, seed: int, random_starts: int, newest: int = NEWEST) -> None:
+    def __init__(self, modelled: Modelled, *, seed: int, random_starts: int, newest: int = NEWEST) -> None:
         super().__init__(seed=seed, n_startup_trials=random_starts)
-        self._newest = max(newest, random_starts)
-        self._seen: _Part | None = None
-
-    def _part(self, study: optuna.Study) -> _Part:
-        if self._seen is None:
-            self._seen = _Part(study, part(study, self._newest))
-        return self._seen
+        self.seen = modelled.trials(max(newest, random_starts))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """What all ended trials have. A study's space never changes, so that names alone need to be compared."""
-        ended = [trial.distributions for trial in self._part(study).part if trial.state.is_finished()]
+        ended = [seen.distributions for seen in self.seen if seen.state.is_finished()]
         shared = set.intersection(*map(set, ended)) if ended else set()
         return {name: ended[-1][name] for name in sorted(shared) if not ended[-1][name].single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(self._part(study), trial, search_space)
+        return super().sample_relative(_Part(study, self.seen), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return super().sample_independent(self._part(study), trial, param_name, param_distribution)
-
-
-def part(study: optuna.Study, newest: int) -> list[FrozenTrial]:
-    """The trials that TPE takes as good, the `newest` of the others that ended, and those that run, by number."""
-    trials = study.get_trials(deepcopy=False)
-    ended: dict[TrialState, list[FrozenTrial]] = {TrialState.COMPLETE: [], TrialState.PRUNED: []}
-    running = []
-    for trial in trials:
-        if trial.state in ended:
-            ended[trial.state].append(trial)
-        elif trial.state == TrialState.RUNNING:
-            running.append(trial)
-    complete, pruned = ended.values()
-    if len(complete) + len(pruned) <= newest:
-        return sorted([*complete, *pruned, *running], key=_number)
-    sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-    # Optuna's order: complete ones by value, then pruned ones, the longest trained first; of equals the first.
-    good = heapq.nsmallest(GOOD, complete, key=lambda trial: sign * trial.values[0])
-    good += heapq.nsmallest(GOOD - len(good), pruned, key=lambda trial: _pruned(trial, sign))
-    late = heapq.nlargest(newest, [*complete, *pruned], key=_number)
-    chosen = {trial.number: trial for trial in (*good, *late, *running)}
-    return [chosen[number] for number in sorted(chosen)]
-
-
-def _number(trial: FrozenTrial) -> int:
-    return trial.number
-
-
-def _pruned(trial: FrozenTrial, sign: float) -> tuple[float, float]:
-    step = trial.last_step
-    if step is None:
-        return 1.0, 0.0
-    value = trial.intermediate_values[step]
-    return -step, math.inf if math.isnan(value) else sign * value
+        return super().sample_independent(_Part(study, self.seen), trial, param_name, param_distribution)

@@ -36,7 +36,11 @@ class LedgerScheduler(FIFOScheduler):
         for launch in self.gone():
             found = [t for t in tune_controller.get_live_trials() if self.searcher.launches.get(t.trial_id) == launch]
             for trial in found:
-                self._take_back(tune_controller, trial, launch)
+                try:
+                    self._take_back(tune_controller, trial, launch)
+                except StorageFault as error:
+                    self.searcher.stop_for(error)
+                    return None
         return super().choose_trial_to_run(tune_controller)
 
     def _take_back(self, tune_controller: Any, trial: Any, launch: Launch) -> None:

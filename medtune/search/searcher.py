@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from medtune.errors import StorageFault
 from medtune.search.conductor import Conductor, Launch
+from medtune.storage.patience import ToldToStop
 
 
 def nothing() -> None:
@@ -38,6 +39,8 @@ class LedgerSearcher(Searcher):
         """Trials, by Tune's id, whose machine was taken away with notice."""
         self.fault: StorageFault | None = None
         """Storage that failed for too long."""
+        self.running = False
+        """Whether Tune's run is on: its signal would end this process before and after."""
         self.stopping = False
         """Set on Ctrl-C: what ends from then on was interrupted, and stays unfinished in the ledger."""
 
@@ -77,7 +80,8 @@ class LedgerSearcher(Searcher):
     def stop(self) -> None:
         """End Tune's run: what is running is interrupted and stays unfinished in the ledger."""
         self.stopping = True
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
+        if self.running:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for it
 
     def stop_if_hopeless(self) -> None:
         """End Tune's run when the conductor has given up."""
@@ -86,7 +90,8 @@ class LedgerSearcher(Searcher):
 
     def stop_for(self, error: StorageFault) -> None:
         """End Tune's run, as storage has failed for too long. From any thread."""
-        self.fault = self.fault or error
+        if not isinstance(error, ToldToStop):  # the reason to stop is another, and known
+            self.fault = self.fault or error
         if not self.stopping:
             self.stop()
 

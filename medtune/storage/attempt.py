@@ -72,8 +72,11 @@ class Workplace:
         """Raises Superseded when the trial goes on elsewhere."""
         require_current(trial_folder(self.folder / "trials", self.spec.number), self.spec.attempt)
 
-    def before_report(self) -> None:
-        """What the attempt wrote is safe before the driver hears of it. Raises StorageFault."""
+    def before_report(self, leaving: bool = False) -> None:
+        """What the attempt wrote is safe before the driver hears of it. Raises StorageFault.
+
+        `leaving`: this machine is about to go, so checkpoints are sent however long the last took.
+        """
         notes, self.notes = self.notes, []
         for note in notes:
             LocalRecord(self.attempt).event("storage", message=note)
@@ -172,9 +175,9 @@ class BucketWorkplace(Workplace):
         with contextlib.suppress(OSError):  # a bucket that does not answer decides nothing
             require_word(self.bucket.read(claim_of(self.spec.number)) or b"", self.spec.attempt)
 
-    def before_report(self) -> None:
+    def before_report(self, leaving: bool = False) -> None:
         super().before_report()
-        due = time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
+        due = leaving or time.monotonic() >= self._next_checkpoint or (self.attempt / FINAL).exists()
         self.patience(f"trial {self.spec.number} in {self.bucket.uri}", lambda: self._push(checkpoints=due))
 
     def _push(self, *, checkpoints: bool) -> None:
@@ -190,6 +193,8 @@ class BucketWorkplace(Workplace):
             self._push_wandb()
 
     def _push_checkpoints(self) -> None:
+        if not self.attempt.exists():
+            return  # nothing is to be learnt from a folder that is gone
         started = time.monotonic()
         here = sorted((self.attempt / "checkpoints").glob("*.safetensors"))  # best-... before last-...
         sent = [path for path in here if self._push_file(path)]
@@ -239,14 +244,17 @@ class BucketWorkplace(Workplace):
 
     def end(self) -> None:
         """What is left goes to the bucket, and nothing stays here."""
+        if self._held is None:
+            return
         # Once a trial has ended, the driver decides which of its checkpoints stay.
         ended = (self.folder / self._trial / OUTCOME).exists() or (self.attempt / FINAL).exists()
         self._once(lambda: self._push(checkpoints=not ended))
         self._once(self._push_wandb)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        with contextlib.suppress(OSError):  # another process of the trial still works there: it is the last that tidies up
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._held)
+        self._held = None
 
     def _once(self, action: Callable[[], object]) -> None:
         """Without waiting: the next trial does, and the attempt's state is in the bucket as of its last report."""

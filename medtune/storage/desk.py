@@ -13,10 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from medtune.storage.bucket import VARIABLES
+
 NAME = "medtune-desk"
 LISTEN_SECONDS = 2.0
 """Between two looks of the driver for what was said."""
 _ANSWER_SECONDS = 60.0
+_hidden: dict[str, str] = {}
+"""Keys that are kept out of the environment now."""
 _COPIED_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 
 
@@ -90,11 +94,18 @@ def keys_hidden() -> Iterator[None]:
 
     Tune copies them into the runtime environment of its actors, which Ray writes into its logs.
     """
-    hidden = {name: os.environ.pop(name) for name in _COPIED_BY_TUNE if name in os.environ}
+    _hidden.update({name: os.environ.pop(name) for name in _COPIED_BY_TUNE if name in os.environ})
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        os.environ.update(_hidden)
+        _hidden.clear()
+
+
+def told() -> dict[str, str]:
+    """What this process was told of the storage by its environment, hidden or not."""
+    environment = {**os.environ, **_hidden}
+    return {name: environment[name] for name in VARIABLES if name in environment}
 
 
 class Listener:

@@ -37,6 +37,7 @@ STALENESS = 10.0
 """Seconds by which the ledger in a bucket may lag behind the driver's, while the bucket answers."""
 _PUSH = 4.0
 _WANDB = 20.0
+_NOTES = 30.0
 LEDGER = "ledger.journal"
 UPLOADED = "uploaded.json"
 URI = "bucket"
@@ -58,7 +59,12 @@ def storage_root(storage: str | os.PathLike[str] | None) -> Path | Bucket:
 
 def study_names(root: Path | Bucket) -> set[str]:
     """Names that are taken there."""
-    return set(root.names()) if isinstance(root, Bucket) else {path.name for path in root.glob("*")}
+    if not isinstance(root, Bucket):
+        return {path.parent.name for path in root.glob("*/study.json")}
+    try:
+        return set(root.names())
+    except OSError as error:
+        raise StudyError(f"cannot read {root.uri}: {reason(error)}") from None
 
 
 def home_of(storage: str | None, name: str, patience: float) -> Home:
@@ -199,9 +205,7 @@ class BucketHome(Home):
                 self._fetch()
                 yield
             finally:
-                with contextlib.suppress(OSError, Replaced):
-                    self.lease.renew()  # not over another driver's
-                    self._return_notes()
+                self._return_notes()
                 with contextlib.suppress(OSError):
                     self.lease.release()
 
@@ -212,9 +216,13 @@ class BucketHome(Home):
         fetch(self.root, self.folder.parent, self.root.files(NEEDS))
 
     def _return_notes(self) -> None:
-        for_all(lambda key: self.bucket.upload(self.folder / key, key), [n for n in NOTES if (self.folder / n).exists()])
-        needs = [f"{NEEDS}/{path.name}" for path in (self.folder.parent / NEEDS).glob("*.json")]
-        for_all(lambda key: self.root.upload(self.folder.parent / key, key), needs)
+        """Unless the study is another driver's by now, or the bucket does not answer: no study depends on them."""
+        with contextlib.suppress(OSError, StorageFault):
+            self.lease.require()
+            notes = [name for name in NOTES if (self.folder / name).exists()]
+            for_all(lambda key: self.bucket.upload(self.folder / key, key), notes)
+            needs = [f"{NEEDS}/{path.name}" for path in (self.folder.parent / NEEDS).glob("*.json")]
+            for_all(lambda key: self.root.upload(self.folder.parent / key, key), needs)
 
     def _fetch(self) -> None:
         record = self.bucket.read("study.json")
@@ -229,7 +237,9 @@ class BucketHome(Home):
             self._fetch_ledger(self.newest)
         outcomes = {key: found for key, found in self.bucket.files("trials").items() if key.endswith(f"/{OUTCOME}")}
         fetch(self.bucket, self.folder, outcomes)
-        self._fetch_notes()
+        mark = self.folder / "generation"
+        if not (mark.exists() and mark.read_text() == self.newest):  # else this machine's last driver left newer ones here
+            self._fetch_notes()
 
     def _fetch_ledger(self, generation: str) -> None:
         data = self.segments.read(generation)
@@ -299,7 +309,7 @@ class BucketHome(Home):
 
     def _keep_up(self) -> None:
         """In a thread: the ledger is pushed, its pieces merged, the lease renewed."""
-        looked, failed = 0.0, 0.0
+        looked, failed, noted = 0.0, 0.0, 0.0
         while not self._over.wait(0.5):
             try:
                 if time.monotonic() - self._pushed >= _PUSH:
@@ -310,6 +320,9 @@ class BucketHome(Home):
                     with self._lock:
                         self.lease.renew()
                     looked = time.monotonic()
+                if time.monotonic() - noted >= _NOTES:
+                    noted = time.monotonic()
+                    self._return_notes()
                 failed = 0.0
             except Replaced as error:
                 self.fail(error)

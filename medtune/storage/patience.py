@@ -21,6 +21,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _LOOK = 0.2
 
 
+class ToldToStop(StorageFault):
+    """Nobody waits any more, for another reason than that it lasted."""
+
+
 class Patience:
     """Tries again for `seconds` while an action raises OSError."""
 
@@ -67,7 +71,7 @@ class Patience:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self.give_up():
-                raise StorageFault("told to stop while storage failed")
+                raise ToldToStop("told to stop while storage failed")
             time.sleep(min(_LOOK, left))
 
 

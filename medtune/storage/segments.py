@@ -24,6 +24,8 @@ class Segments:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.generation = ""
+        # One for all tries to begin: a first piece whose arrival was not heard of is written again, not beside it.
+        self._token = secrets.token_hex(4)
         self.pieces: list[tuple[int, int]] = []
         """(offset, size) of those that this driver wrote."""
 
@@ -54,7 +56,7 @@ class Segments:
     def begin(self, path: Path, after: str | None) -> str:
         """Begin the generation after `after` with the whole lines of the file."""
         number = int(after.split("-")[0]) + 1 if after else 1
-        self.generation = f"{number:06d}-{secrets.token_hex(4)}"
+        self.generation = f"{number:06d}-{self._token}"
         self.pieces = []
         self._put(0, _lines(path, 0))
         old = sorted({key.split("/")[0] for key in self.bucket.files()} - {self.generation})

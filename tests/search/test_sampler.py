@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from medtune.config import StudyConfig, TrialConfig
 from medtune.search import ledger as ledger_module
 from medtune.search.ledger import Ledger
-from medtune.search.sampler import GOOD, PartTPE, part
+from medtune.search.sampler import GOOD, Modelled, PartTPE
 from medtune.search.space import Choice, Real, SearchSpace
 
 SPACE = SearchSpace(model=Choice(options=("medmamba_t", "resnet50")), lr=Real(low=1e-4, high=1e-2, log=True))
@@ -44,7 +44,7 @@ def study(count, *, complete, running=7, direction="minimize"):
 def test_what_tpe_takes_as_good_is_what_it_would_be_over_the_whole_study(direction, complete):
     whole = study(600, complete=complete, direction=direction)
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-    seen = part(whole, 100)
+    seen = Modelled(whole).trials(100)
     good, others = _split_trials(whole, whole.get_trials(states=states), GOOD)
     good_seen, others_seen = _split_trials(whole, seen, GOOD)
     assert [trial.number for trial in good_seen] == [trial.number for trial in good]
@@ -57,9 +57,9 @@ def test_what_tpe_takes_as_good_is_what_it_would_be_over_the_whole_study(directi
 def test_a_study_that_is_not_long_is_modelled_whole():
     whole = study(40, complete=0.5)
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-    assert part(whole, 40) == whole.get_trials(states=states)
+    assert Modelled(whole).trials(40) == whole.get_trials(states=states)
     proposals = []
-    for one in (PartTPE(seed=3, random_starts=5), optuna.samplers.TPESampler(seed=3, n_startup_trials=5)):
+    for one in (PartTPE(Modelled(whole), seed=3, random_starts=5), optuna.samplers.TPESampler(seed=3, n_startup_trials=5)):
         whole.sampler = one
         proposals.append(whole.ask(DISTRIBUTIONS).params)
         whole.tell(whole.trials[-1].number, state=TrialState.FAIL)
@@ -68,7 +68,7 @@ def test_a_study_that_is_not_long_is_modelled_whole():
 
 def test_random_starts_are_counted_in_a_long_study_too():
     whole = study(100, complete=0.5)
-    whole.sampler = PartTPE(seed=0, random_starts=60, newest=20)
+    whole.sampler = PartTPE(Modelled(whole), seed=0, random_starts=60, newest=20)
     proposal = whole.ask(DISTRIBUTIONS)
     assert proposal.relative_params, "still drawn at random after 60 trials"
 

@@ -156,6 +156,7 @@ def test_no_half_line_is_left_on_a_full_disk(disk):
 
 
 @needs_root
+@pytest.mark.slow
 def test_a_study_outlives_a_full_disk_and_a_share_that_is_gone_for_a_while(disk):
     there, share = disk
     process = subprocess.Popen(
