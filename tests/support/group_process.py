@@ -104,7 +104,9 @@ def main() -> None:
     group = Group(int(rank), int(world))
     with _meeting(group, address, device):
         for model in models:
-            store = CheckpointStore(Path(folder) / model / f"rank-{rank}")
+            attempt = Path(folder) / model
+            attempt.mkdir(exist_ok=True)  # as a trial's process finds it made
+            store = CheckpointStore(attempt / f"rank-{rank}")
             fitting = train(model, int(epochs), group, store, device)
             figures = [result.metrics for result in fitting.history]
             (Path(folder) / f"{model}-{rank}.json").write_text(json.dumps(figures))
