@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -170,8 +170,8 @@ class TrialConfig:
         return dataclasses.replace(self, **_known(type(self), changes))
 
 
-def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = set(get_type_hints(cls))
+def _known(cls: type[TrialConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
     for name in values:
         if name not in names:
             raise ConfigError(unknown("setting", name, names))
