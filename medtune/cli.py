@@ -333,8 +333,18 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+LONG = 1000
+"""Rows from which on a table is not fitted to the terminal: measuring and wrapping it would take seconds."""
+
+
 def _print_table(table: Table, none: str) -> None:
-    _console().print(table if table.row_count else none)
+    if table.row_count < LONG:
+        _console().print(table if table.row_count else none)
+        return
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _console() -> Console:
