@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import medtune
 from medtune import models
 from medtune.config import StudyConfig
 from medtune.data import PairData
+from medtune.data.pack import sha256_of
 from medtune.errors import ConfigError, StudyError
 from medtune.record import write_json
 from medtune.search.plan import COSTS, Settings
@@ -127,8 +127,7 @@ def _pretrained(config: StudyConfig, definition: Definition) -> dict[str, str]:
     found = {}
     for source in definition.space.values("pretrained", config.trial):
         if source is not None and Path(source).is_file():
-            with open(source, "rb") as file:
-                found[f"pretrained {Path(source).name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[f"pretrained {Path(source).name}"] = sha256_of(Path(source))
     return found
 
 

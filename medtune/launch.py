@@ -37,6 +37,21 @@ PACKED = "pack.json"
 """In a study's folder: the key of the pack that its trials were last given (medtune.data.pack)."""
 
 
+# Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
+TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a drained node's trial again behind our back
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Ray's settings while Tune runs."""
+
+
 def launch(
     folder: Path,
     config: StudyConfig,
@@ -47,18 +62,28 @@ def launch(
     home: Home,
 ) -> None:
     """One Tune run, from the ledger to the ledger."""
-    # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
-    os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        TUNE_DISABLE_SIGINT_HANDLER="1",
-        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
-        TUNE_GLOBAL_CHECKPOINT_S="1000000",
-        TUNE_FORCE_TRIAL_CLEANUP_S="5",
-        TUNE_MAX_PENDING_TRIALS_PG="1000",  # the conductor counts slots; Tune's own limit of one stalls warm processes
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE="1",  # else Tune starts a drained node's trial again behind our back
-        RAY_AIR_NEW_OUTPUT="0",
-    )
+    with contextlib.ExitStack() as ends:
+        searcher = _run(folder, config, conductor, definition, progress, trainable, home, ends)
+    if fault := searcher.fault or home.fault:
+        raise fault
+    if conductor.hopeless:
+        raise StudyError(conductor.hopeless)
+    if searcher.stopping:
+        raise KeyboardInterrupt
+
+
+def _run(
+    folder: Path,
+    config: StudyConfig,
+    conductor: Conductor,
+    definition: Definition,
+    progress: Any,
+    trainable: type | None,
+    home: Home,
+    ends: contextlib.ExitStack,
+) -> Any:
+    """Start what the run needs, each with its end in `ends`, and let Tune run. Returns the searcher."""
+    os.environ.update(TUNE)
     import ray
     from ray import tune
 
@@ -72,14 +97,19 @@ def launch(
     pack_key = pack(progress.data) if cluster_address() else None
     if pack_key is not None:
         write_json(folder / PACKED, {"pack": pack_key})
+    study_id = read_study(folder)["id"]
+    # Not in the storage: what Tune cannot write there would end the run.
+    runs = user_folder() / "tune" / study_id
+    shutil.rmtree(runs, ignore_errors=True)
+    ends.callback(shutil.rmtree, runs, ignore_errors=True)
     start_ray()
-    courier = start_courier(pack_key) if pack_key else None
-    try:
-        roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
-        placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
-    except BaseException:
-        ray.shutdown()
-        raise
+    ends.callback(ray.shutdown)
+    if pack_key is not None:
+        courier = [start_courier(pack_key)]  # serves as long as it is held
+        ends.callback(courier.clear)
+    roster = preflight(home.bucket.uri if home.bucket else str(folder.parent), progress.say)
+    ends.callback(roster.close)
+    placer = place_trials(config, conductor, folder.parent / FOLDER, roster.fit_nodes)
     reservation = placer.reservation
     watch = Watch(
         conductor,
@@ -88,12 +118,12 @@ def launch(
         Scouts(reservation) if placer.limit else None,
         progress.say,
     )
+    ends.callback(watch.end)
     if not reservation.gpus and config.preset == "full":
         from medtune.estimate import cpu_study
 
         for line in cpu_study(config, progress.data, conductor.epochs()):
             progress.say(line)
-    study_id = read_study(folder)["id"]
     external = external_folder(config.external_dir)
 
     def to_spec(launch: Launch) -> dict[str, Any]:
@@ -127,9 +157,6 @@ def launch(
 
     searcher = LedgerSearcher(conductor, to_spec, watch.tick)
     home.serve(searcher)
-    # Not in the storage: what Tune cannot write there would end the run.
-    runs = user_folder() / "tune" / study_id
-    shutil.rmtree(runs, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable or MedtuneTrial, resources),
         tune_config=tune.TuneConfig(
@@ -148,21 +175,9 @@ def launch(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    try:
-        with stop_on_signal(searcher, progress), Listener(progress.say), keys_hidden():
-            tuner.fit()
-    finally:
-        watch.end()
-        roster.close()
-        del courier
-        ray.shutdown()
-        shutil.rmtree(runs, ignore_errors=True)
-    if fault := searcher.fault or home.fault:
-        raise fault
-    if conductor.hopeless:
-        raise StudyError(conductor.hopeless)
-    if searcher.stopping:
-        raise KeyboardInterrupt
+    with stop_on_signal(searcher, progress), Listener(progress.say), keys_hidden():
+        tuner.fit()
+    return searcher
 
 
 def place_trials(
@@ -241,7 +256,6 @@ def start_ray() -> None:
         object_store_memory=100 * 2**20,
         **common,
     )
-
 
 
 @contextlib.contextmanager

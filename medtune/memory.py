@@ -6,18 +6,15 @@ file each in the studies' folder, so that the next trial of that kind starts wit
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from medtune import kept
 from medtune.config import TrialConfig
 from medtune.data import PairData
 from medtune.errors import MedtuneError
-from medtune.record import read_json, write_json
 
 LEAST = 2
 """BatchNorm needs two images."""
@@ -124,24 +121,17 @@ class Remembered:
             "optimizer": config.optimizer,
             "activation_checkpointing": config.activation_checkpointing,
         }
-        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = folder / f"{config.model}-{config.image_size}-{name}.json"
+        self.path = kept.file_of(folder, self.key)
 
     def read(self) -> int | None:
         """Images at once that were left to try when more did not fit; None when nothing is known."""
-        try:
-            found = read_json(self.path) or {}
-        except OSError:
-            return None
-        value = found.get("micro_batch")
+        value = kept.read(self.path).get("micro_batch")
         return value if isinstance(value, int) and value >= LEAST else None
 
     def write(self, micro_batch: int) -> None:
-        """Remember it unless less is remembered; a folder that cannot be written to costs the next trial the search."""
+        """Remember it unless less is remembered."""
         known = self.read()
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(exist_ok=True)  # not its parents: they are gone where the storage is
-            write_json(self.path, {**self.key, "micro_batch": min(micro_batch, known or micro_batch)})
+        kept.write(self.path, {**self.key, "micro_batch": min(micro_batch, known or micro_batch)})
 
 
 def least(*numbers: int | None) -> int | None:

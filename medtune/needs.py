@@ -6,15 +6,12 @@ The trial's process measures (`medtune.memory.used`), the driver alone writes: o
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medtune import kept
 from medtune.config import TrialConfig
-from medtune.record import read_json, write_json
 
 FOLDER = "memory-needs"
 GROWTH = 1.25
@@ -95,17 +92,14 @@ class Needs:
         return {**dict(zip(DECIDING, self._key(config), strict=True)), "processes": self.processes}
 
     def _path(self, config: TrialConfig) -> Path:
-        name = hashlib.sha256(json.dumps(self._about(config), sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{config.model}-{config.image_size}-{name}.json"
+        return kept.file_of(self.folder, self._about(config))
 
     def _read(self, config: TrialConfig) -> dict[str, Any]:
         key = self._key(config)
         if key not in self._known:
-            found = None
-            with contextlib.suppress(OSError):
-                found = read_json(self._path(config))
-            whole = found is not None and isinstance(found.get("kinds"), dict) and "too_small" in found
-            self._known[key] = {name: found[name] for name in ("kinds", "too_small")} if whole and found else _nothing()
+            found = kept.read(self._path(config))
+            whole = isinstance(found.get("kinds"), dict) and "too_small" in found
+            self._known[key] = {name: found[name] for name in ("kinds", "too_small")} if whole else _nothing()
         return self._known[key]
 
     def _write(self, config: TrialConfig, kind: str, need: float, overhead: float) -> None:
@@ -114,11 +108,7 @@ class Needs:
         self._save(config, found)
 
     def _save(self, config: TrialConfig, found: Mapping[str, Any]) -> None:
-        path = self._path(config)
-        # A folder that cannot be written to costs the next study the measuring.
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**self._about(config), **found})
+        kept.write(self._path(config), {**self._about(config), **found})
 
 
 def _nothing() -> dict[str, Any]:

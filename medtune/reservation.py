@@ -31,10 +31,9 @@ class Reservation:
         """One process's part, in Ray's words."""
         return {"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}
 
-    def slots(self, nodes: Sequence[Mapping[str, Any]], most: int | None = None) -> int:
-        """How many such trials the nodes (`ray.nodes()`) hold at a time, `most` at most."""
-        fit = sum(self._places(node) for node in nodes) // self.processes
-        return fit if most is None else min(fit, most)
+    def slots(self, nodes: Sequence[Mapping[str, Any]]) -> int:
+        """How many such trials the nodes (`ray.nodes()`) hold at a time."""
+        return sum(self._places(node) for node in nodes) // self.processes
 
     def _places(self, node: Mapping[str, Any]) -> int:
         if not node["Alive"]:

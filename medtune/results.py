@@ -24,7 +24,7 @@ from medtune.search.conductor import attempt_folder, configured, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.storage import reading
 from medtune.storage.bucket import Bucket, is_bucket
-from medtune.storage.home import storage_root
+from medtune.storage.home import storage_root, study_names
 from medtune.storage.lease import is_driven
 from medtune.usage import read_usage
 
@@ -74,19 +74,13 @@ def load_study(name: str, storage: str | Path | None = None) -> Study:
     root = storage_root(storage)
     if (Path(name) / "study.json").exists():
         return _read(Path(name))
-    names = _names(root)
+    names = study_names(root)
     if name not in names:
         at = root.uri if isinstance(root, Bucket) else root
         if not names:
             raise StudyError(f"no studies in {at}: run a sweep first, or name another place with --storage")
         raise StudyError(unknown("study", name, names) + f" (in {at})")
     return _read(_folder(root, name))
-
-
-def _names(root: Path | Bucket) -> list[str]:
-    if isinstance(root, Bucket):
-        return reading.study_names(root)
-    return [path.parent.name for path in root.glob("*/study.json")]
 
 
 def _folder(root: Path | Bucket, name: str) -> Path:
@@ -119,7 +113,7 @@ def all_studies(storage: str | Path | None = None) -> list[Study]:
     """Oldest first; one that cannot be read is named on stderr and does not hide the others."""
     found = []
     root = storage_root(storage)
-    for name in _names(root):
+    for name in study_names(root):
         try:
             found.append(_read(_folder(root, name)))
         except StudyError as error:

@@ -115,7 +115,7 @@ class Member:
         assert self._attempt is not None
         report = self._attempt.next_report()
         if isinstance(self._attempt, Attempt):  # a follower writes nothing
-            self._place.before_report()
+            self._place.before_report(report.leaving)
         return json.dumps(report.to_dict())
 
     def end(self) -> None:

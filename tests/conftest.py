@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,18 @@ def tiny_data() -> PairData:
         warnings=(),
         fingerprint={"train": "a", "val": "b", "test": "c", "external": "d"},
     )
+
+
+@pytest.fixture
+def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images to validate and test on: the attempt is what is tested."""
+    from medtune import trial as trial_module
+
+    whole = trial_module._data
+
+    def few(*args: Any) -> PairData:
+        data = whole(*args)
+        part = {name: getattr(data, name).take(np.arange(0, 64, 2)) for name in ("val", "test")}
+        return replace(data, **part)
+
+    monkeypatch.setattr(trial_module, "_data", few)

@@ -121,16 +121,21 @@ def afterwards(study: Study) -> list[int]:
     return epochs(study.folder, row.number, row.attempt)
 
 
-def test_a_raylet_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
-    nodes.add("two")
+def losing_one(lose: Callable[[], object]) -> Callable[[Path], None]:
+    """What happens beside a study: one of its trials is lost after the third epoch, and then all go on."""
 
-    def power_off(folder: Path) -> None:
+    def beside(folder: Path) -> None:
         wait_for(lambda: trained(folder, 3))
-        nodes.kill_raylet("two")
+        lose()
         wait_for(lambda: one_is_lost(folder))
         (folder / "hold").unlink()
 
-    study = run(tmp_path, power_off, hold=4, checkpoint_seconds=1000)
+    return beside
+
+
+def test_a_raylet_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add("two")
+    study = run(tmp_path, losing_one(lambda: nodes.kill_raylet("two")), hold=4, checkpoint_seconds=1000)
     assert figures(study) == figures(undisturbed)
     assert afterwards(study) == list(range(1, 9)), "no checkpoint was due yet"
 
@@ -138,14 +143,9 @@ def test_a_raylet_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_trials_process_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("three")
-
-    def kill(folder: Path) -> None:
-        wait_for(lambda: trained(folder, 3))
-        assert nodes.kill_trial("three") == 1
-        wait_for(lambda: one_is_lost(folder))
-        (folder / "hold").unlink()
-
-    study = run(tmp_path, kill, hold=4, checkpoint_seconds=0)
+    killed: list[int] = []
+    study = run(tmp_path, losing_one(lambda: killed.append(nodes.kill_trial("three"))), hold=4, checkpoint_seconds=0)
+    assert killed == [1]
     nodes.remove("three")
     assert afterwards(study) == list(range(4, 9)), "of a checkpoint an epoch, nothing is redone"
     assert figures(study) == figures(undisturbed)

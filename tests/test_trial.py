@@ -1,9 +1,7 @@
 """One attempt at a trial, without Ray: what it reports, when it tests, how it goes on and how it fails."""
 
 import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from medtune import trial as trial_module
@@ -14,18 +12,7 @@ from medtune.search.conductor import attempt_folder, trial_folder
 from medtune.tracking import read_epochs, read_events, read_final
 from medtune.trial import Attempt, AttemptSpec, MedtuneTrial, to_config
 
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch):
-    """Sixteen images to validate and test on: the attempt is what is tested."""
-    whole = trial_module._data
-
-    def few(*args):
-        data = whole(*args)
-        part = {name: getattr(data, name).take(np.arange(0, 64, 2)) for name in ("val", "test")}
-        return replace(data, **part)
-
-    monkeypatch.setattr(trial_module, "_data", few)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 @pytest.fixture

@@ -57,12 +57,12 @@ def storage_root(storage: str | os.PathLike[str] | None) -> Path | Bucket:
     return Path(given).expanduser().resolve() if given else Path(platformdirs.user_data_dir("medtune")) / "studies"
 
 
-def study_names(root: Path | Bucket) -> set[str]:
-    """Names that are taken there."""
+def study_names(root: Path | Bucket) -> list[str]:
+    """Names of the studies there. Raises StudyError when a bucket cannot be read."""
     if not isinstance(root, Bucket):
-        return {path.parent.name for path in root.glob("*/study.json")}
+        return [path.parent.name for path in root.glob("*/study.json")]
     try:
-        return set(root.names())
+        return [name for name in root.names() if root.find(f"{name}/study.json")]
     except OSError as error:
         raise StudyError(f"cannot read {root.uri}: {reason(error)}") from None
 

@@ -36,14 +36,6 @@ def fetch_study(root: Bucket, name: str) -> Path:
     return folder
 
 
-def study_names(root: Bucket) -> list[str]:
-    """Names of the studies there. Raises StudyError when it cannot be read."""
-    try:
-        return [name for name in root.names() if root.find(f"{name}/study.json")]
-    except OSError as error:
-        raise StudyError(f"cannot read {root.uri}: {reason(error)}") from None
-
-
 def bucket_of(folder: Path) -> Bucket | None:
     """The bucket that a local folder stands for; None for a study that lies in the folder itself."""
     mark = folder / URI

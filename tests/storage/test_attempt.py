@@ -6,10 +6,8 @@ import json
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from medtune import trial as trial_module
 from medtune.errors import StorageFault
 from medtune.record import read_events
 from medtune.search.conductor import attempt_folder
@@ -20,19 +18,6 @@ from medtune.storage.home import BucketHome
 from medtune.trial import Attempt, AttemptSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_data", "no_patience_left")
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    """Sixteen images to validate and test on."""
-    whole = trial_module._data
-
-    def few(*args):
-        data = whole(*args)
-        part = {name: getattr(data, name).take(np.arange(0, 64, 2)) for name in ("val", "test")}
-        return replace(data, **part)
-
-    monkeypatch.setattr(trial_module, "_data", few)
 
 
 @pytest.fixture
