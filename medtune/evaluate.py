@@ -17,6 +17,7 @@ from medtune.config import Precision, TrialConfig
 from medtune.data import PairData, Split, limit, load_pair
 from medtune.errors import CheckpointError, MedtuneError
 from medtune.memory import is_out_of_memory
+from medtune.predictions import Predicted
 from medtune.weights import load_weights
 
 BOOTSTRAP_SEED = 0
@@ -171,11 +172,13 @@ def external_test(model: nn.Module, config: TrialConfig, data: PairData, device:
     Matched images are brought down to the training images' native size first. The whole of `data.external` is used;
     `config.external_limit` is `medtune.data.limit`'s to apply. `cpn/*` copies exist only for the verified CPN X-ray
     set.
-    "curves" holds ROC and confusion as they are, and under "matched" those of the matched images.
+    "curves" holds ROC and confusion as they are, and under "matched" those of the matched images; "predictions" both
+    sets' logits.
     """
     split = data.external
     result: dict[str, Any] = {"external/n": len(split.labels), "external/name": data.external_name}
     shapes: dict[str, Any] = {}
+    predictions: dict[str, Predicted] = {}
     for prefix, matched in (("external", None), ("external_matched", data.native_size)):
         logits = predict(model, split, config.image_size, device, config.precision, matched=matched)
         found = figures(logits, split.labels, prefix, loss=False, resamples=config.resamples)
@@ -184,14 +187,18 @@ def external_test(model: nn.Module, config: TrialConfig, data: PairData, device:
             result |= {f"cpn{key.removeprefix('external')}": value for key, value in found.items()}
         plots = curves(logits, split.labels, data.classes)
         shapes = plots if matched is None else {**shapes, "matched": plots}
-    return {**result, "curves": shapes}
+        predictions[prefix] = Predicted(logits.numpy(), split.labels)
+    return {**result, "curves": shapes, "predictions": predictions}
 
 
 def own_test(model: nn.Module, config: TrialConfig, data: PairData, device: torch.device) -> dict[str, Any]:
-    """Figures `test/*` with loss and intervals on the training set's own test split."""
-    logits = predict(model, data.test, config.image_size, device, config.precision)
+    """Figures `test/*` with loss and intervals on the training set's own test split; "predictions": its logits and val's."""
+    predictions = {}
+    for name, split in (("val", data.val), ("test", data.test)):
+        logits = predict(model, split, config.image_size, device, config.precision)
+        predictions[name] = Predicted(logits.numpy(), split.labels)
     found = figures(logits, data.test.labels, "test", loss=True, resamples=config.resamples)
-    return {"test/n": len(data.test.labels), **found}
+    return {"test/n": len(data.test.labels), **found, "predictions": predictions}
 
 
 def evaluate_checkpoint(
@@ -230,6 +237,8 @@ def evaluate_checkpoint(
         raise CheckpointError(f"{path} as {config.model}: {error}") from error
     network = network.to(device)
     logits = predict(network, data.val, config.image_size, device, precision)
+    tests = own_test(network, config, data, device) | external_test(network, config, data, device)
+    del tests["predictions"]
     return {
         "checkpoint": str(path),
         "model": config.model,
@@ -242,8 +251,7 @@ def evaluate_checkpoint(
         "warnings": [*data.warnings, *_other_data(about, config, data)],
         "val/n": len(data.val.labels),
         **figures(logits, data.val.labels, "val", loss=True, resamples=resamples),
-        **own_test(network, config, data, device),
-        **external_test(network, config, data, device),
+        **tests,
     }
 
 

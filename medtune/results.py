@@ -14,10 +14,12 @@ from typing import Any
 
 import filelock
 
+from medtune import predictions
 from medtune.config import TrialConfig
 from medtune.definition import read_study
 from medtune.driver import last_driver
 from medtune.errors import ConfigError, StudyError, unknown
+from medtune.predictions import Predictions
 from medtune.progress import brief, duration, seconds_of
 from medtune.record import earlier_epochs
 from medtune.search.conductor import attempt_folder, configured, minimised
@@ -202,6 +204,13 @@ def epochs(study: Study, row: Row) -> list[dict[str, Any]]:
     if study.bucket:
         reading.fetch_trial(study.folder, study.bucket, row.number)
     return earlier_epochs(attempt_folder(study.folder / "trials", row.number, row.attempt + 1))
+
+
+def predicted(study: Study, row: Row) -> Predictions | None:
+    """A trial's logits by split; None for one that was not trained to the end."""
+    if study.bucket:
+        reading.fetch_trial(study.folder, study.bucket, row.number)
+    return predictions.read(attempt_folder(study.folder / "trials", row.number, row.attempt))
 
 
 def checkpoint(study: Study, row: Row) -> Path | None:

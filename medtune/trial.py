@@ -20,6 +20,7 @@ import torch
 from ray import tune
 from torch import nn
 
+from medtune import predictions
 from medtune.checkpoint import CheckpointStore
 from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
@@ -150,6 +151,8 @@ class Attempt:
         self.wandb: WandbRun | None = None
         self.external: dict[str, Any] = {}
         self.external_epoch = 0
+        self.predicted: predictions.Predictions = {}
+        """Of the weights that were tested last, on the external set."""
         self.failure: Report | None = None
         self.ended = False
         self.leaving: Callable[[], bool] = lambda: False
@@ -250,6 +253,7 @@ class Attempt:
             return
         outcome = external_test(run.best_model(), self.config, self.data, self.device)
         curves = outcome.pop("curves", {})
+        self.predicted = outcome.pop("predictions", {})
         self.external = outcome
         self.external_epoch = run.best_epoch
         if self.wandb:
@@ -259,7 +263,7 @@ class Attempt:
         assert self.fit is not None
         self._test_external(self.fit)
         own = own_test(self.fit.best_model(), self.config, self.data, self.device)
-        own.pop("curves", None)
+        predictions.write(self.record.folder, {**own.pop("predictions", {}), **self.predicted})
         self.external = self.external | own
         report = self._report("complete", result)
         self._end(report)

@@ -68,6 +68,10 @@ def test_external_test_is_done_twice(model: TinyNet, tiny_config: Make, tiny_dat
     assert np.sum(found["curves"]["confusion"]) == 30 and found["curves"]["classes"] == ["normal", "pneumonia"]
     assert found["curves"]["roc"]["tpr"][-1] == 1
     assert found["curves"]["matched"].keys() == {"roc", "confusion", "classes"}
+    logits = found.pop("predictions")
+    assert logits.keys() == {"external", "external_matched"}
+    probs, labels = metrics.softmax(logits["external"].logits), logits["external"].labels
+    assert metrics.classification(probs, labels)["auc"] == found["external/auc"]
     json.dumps(found, allow_nan=False)
 
 
@@ -99,6 +103,8 @@ def test_own_test_split(model: TinyNet, tiny_config: Make, tiny_data: PairData) 
     logits = predict(model, tiny_data.test, 28, CPU).numpy()
     assert found["test/n"] == 22 and found["test/loss"] == metrics.cross_entropy(logits, tiny_data.test.labels)
     assert found["test/oa/low"] <= found["test/oa"] <= found["test/oa/high"]
+    assert (found["predictions"]["test"].logits == logits).all()
+    assert (found["predictions"]["val"].logits == predict(model, tiny_data.val, 28, CPU).numpy()).all()
 
 
 def test_output_that_is_not_finite_is_an_error(model: TinyNet, tiny_config: Make, tiny_data: PairData) -> None:
@@ -139,6 +145,7 @@ def test_own_checkpoint_to_all_figures(
     for _ in fitting:
         pass
     wanted = external_test(fitting.best_model(), config.replace(resamples=20), tiny_data, CPU)
+    del wanted["predictions"]
     for path in (tmp_path, tmp_path / f"best-{fitting.best_epoch:04d}.safetensors"):
         found = evaluate_checkpoint(path, resamples=20, external_dir=Path("there"), device=CPU)
         assert found["val/loss"] == fitting.best_value and found["epoch"] == fitting.best_epoch
@@ -168,6 +175,7 @@ def test_published_weights_to_all_figures(
         torch.save(weights if wrap == "plain" else {wrap: weights, "epoch": 3}, path)
     found = evaluate_checkpoint(path, model="tiny", pair="synthetic", image_size=32, resamples=20, device=CPU)
     wanted = external_test(model, config, tiny_data, CPU)
+    del wanted["predictions"]
     assert {key: found[key] for key in wanted} == wanted and found["epoch"] is None
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from medtune import metrics, predictions
 from medtune import trial as trial_module
 from medtune.claim import claim
 from medtune.errors import Leaving, Superseded, TrainingDiverged
@@ -69,6 +70,11 @@ def test_external_figures_at_rungs_and_at_the_end_own_test_at_the_end(config, tm
     end = reports[3].external
     assert {"external/auc/low", "external/auc/high", "test/auc", "test/loss"} <= set(end)
     assert not any(key.startswith("cpn") for key in end), "synthetic images are not CPN"
+    logits = predictions.read(attempt_folder(tmp_path / "trials", 7, 1))
+    assert set(logits) == {"val", "test", "external", "external_matched"}
+    for split, found in logits.items():
+        figure = metrics.classification(metrics.softmax(found.logits), found.labels)["auc"]
+        assert figure == (reports[3].best if split == "val" else end)[f"{split}/auc"]
 
 
 def test_at_most_one_external_test_for_the_same_weights(config, tmp_path, monkeypatch):

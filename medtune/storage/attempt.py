@@ -18,6 +18,7 @@ from typing import Any
 
 from medtune.claim import claim_of, require_current, require_word
 from medtune.data.folders import user_folder
+from medtune.predictions import FILE as PREDICTIONS
 from medtune.record import EPOCHS, FINAL, OUTCOME, LocalRecord
 from medtune.search.conductor import attempt_folder, trial_folder
 from medtune.storage import desk
@@ -187,8 +188,9 @@ class BucketWorkplace(Workplace):
         if checkpoints:
             self._push_checkpoints()
         self._push_memory()
-        if (self.attempt / FINAL).exists():
-            self._push_file(self.attempt / FINAL)
+        for name in (PREDICTIONS, FINAL):
+            if (self.attempt / name).exists():
+                self._push_file(self.attempt / name)
         if time.monotonic() >= self._next_wandb:
             self._push_wandb()
 

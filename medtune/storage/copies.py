@@ -8,7 +8,7 @@ from pathlib import Path
 from medtune.data.folders import user_folder
 from medtune.storage.bucket import Bucket, Found, for_all
 
-RECORDS = (".json", ".jsonl")
+RECORDS = (".json", ".jsonl", ".npz")
 Seen = dict[str, tuple[int, float]]
 """Size and time of what was fetched, by key."""
 
