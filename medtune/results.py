@@ -322,6 +322,7 @@ def _at_once(trial: Mapping[str, Any]) -> str:
 
 GROUPS = {
     "val": "val",
+    "val_shift": "val under simulated shifts, their mean",
     "external": "external test, images as they are",
     "external_matched": "external test, brought to training resolution",
     "cpn": "CPN X-ray, as they are",
