@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medtune.choose.command import choose
+from medtune.deploy.export_command import export
+from medtune.deploy.predict_command import predict
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
@@ -359,6 +361,8 @@ COMMANDS: dict[str, Any] = {
     "trials": trials,
     "best": best,
     "choose": choose,
+    "export": export,
+    "predict": predict,
     "compare": compare,
     "curves": curves,
     "evaluate": evaluate,
