@@ -15,6 +15,7 @@ from rich.table import Table
 
 from medtune.choose.command import choose
 from medtune.deploy.export_command import export
+from medtune.deploy.gradcam_command import gradcam
 from medtune.deploy.predict_command import predict
 from medtune.errors import ConfigError, DataError, MedtuneError
 
@@ -363,6 +364,7 @@ COMMANDS: dict[str, Any] = {
     "choose": choose,
     "export": export,
     "predict": predict,
+    "gradcam": gradcam,
     "compare": compare,
     "curves": curves,
     "evaluate": evaluate,

@@ -22,7 +22,7 @@ def _lines(figures: Mapping[str, Any]) -> list[list[str]]:
     """A line for each split and way of deciding."""
     lines = []
     for split, found in figures.items():
-        for kind, label, probs in (("at_threshold", "threshold", "after"), ("argmax", "most probable", "before")):
+        for kind, label, probs in (("at_threshold", "threshold", "after"), ("argmax", "most probable, not calibrated", "before")):
             if found[kind] is not None:
                 decided = [_figure(found[kind].get(name)) for name in DECIDED]
                 rest = [_figure(found[probs][name]) for name in ("ece", "brier")]

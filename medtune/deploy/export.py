@@ -50,6 +50,8 @@ def export(
         try:
             _fill(part, source, data, tolerance)
             part.chmod(0o755)
+            for file in part.iterdir():
+                file.chmod(0o644)
             os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
