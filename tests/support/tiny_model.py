@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -23,7 +25,7 @@ class Tiny(nn.Module):
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
         widths = (in_channels, 8, 8, 16, 16)
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairwise(widths)))
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
