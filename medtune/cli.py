@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from medtune.audit.command import data_audit
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
@@ -56,6 +57,7 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
+    from medtune.audit import sentence
     from medtune.progress import brief
     from medtune.results import SYNTHETIC, load_study, trial_summary
     from medtune.usage import lines, read_usage
@@ -80,6 +82,8 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
     if interrupted:
         print("faults: times its process or machine died; errors: of its own, after which it was tried again")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    if leaks := sentence(found):
+        print(f"  {leaks}")
     for line in lines(read_usage(found.folder)):
         print(line)
     if found.record["synthetic"]:
@@ -363,7 +367,7 @@ COMMANDS: dict[str, Any] = {
     "sync": sync,
     "models": models,
     "doctor": doctor,
-    "data": {"get": data_get, "check": data_check, "where": data_where},
+    "data": {"get": data_get, "check": data_check, "where": data_where, "audit": data_audit},
 }
 
 

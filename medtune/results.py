@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 
 from medtune import predictions
+from medtune.audit.verdict import sentence
 from medtune.config import TrialConfig
 from medtune.definition import read_study
 from medtune.driver import last_driver
@@ -239,6 +240,7 @@ def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
         "caution": OPTIMISTIC if external else None,
         "synthetic": study.record["synthetic"],
         "external_set": study.record["data"]["external_name"],
+        "leaks": sentence(study),
         "trials": [
             {
                 **trial_summary(study, row),
@@ -296,6 +298,8 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print_figures(trial["external"] | {"external/name": answer["external_set"]})
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
+    if answer["leaks"]:
+        print(f"  external set: {answer['leaks']}")
     if answer["caution"]:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:

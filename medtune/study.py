@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from medtune.audit.verdict import at_start as audit_at_start
 from medtune.config import StudyConfig
 from medtune.data import PairData, load_pair
 from medtune.data.pack import open_pack
@@ -61,6 +62,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     ):
         progress.log = driver.log
         check_same_study(home.folder, name, config, definition, data)
+        audit_at_start(home.folder, data, config.trial.external_limit, progress.say)
         ledger = Ledger.open(home.folder / LEDGER, name, "minimize" if _minimise(config) else "maximize")
         conductor = Conductor(
             ledger,

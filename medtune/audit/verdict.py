@@ -56,7 +56,8 @@ def at_start(folder: Path, data: PairData, external_limit: int | None, say: Say)
     """Leave the verdict in a study's folder, where it is known or quick to find out."""
     from medtune.audit.search import THRESHOLD, cost
 
-    if data.synthetic or (folder / FILE).exists():
+    known = read_json(folder / FILE)
+    if data.synthetic or (known and known["digests"] == data.fingerprint):
         return
     if not _cache(data, THRESHOLD).exists():
         if cost(data) > QUICK:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medtune import recipes, reference
+from medtune.audit import sentence
 from medtune.compare.match import SECTIONS, Trial, matches
 from medtune.config import TrialConfig
 from medtune.results import Study
@@ -44,6 +45,8 @@ def loud(study: Study, trials: Sequence[Trial]) -> list[str]:
         lines.append(f"Ours at {', '.join(ours)}: not comparable, shows the way. (The report: {'; '.join(theirs)}.)")
     if not study.record["verified_cpn"]:
         lines.append(f"Ours in Tables 5 and 7.3 are NOT on CPN X-ray, but on {study.record['data']['external_name']}.")
+    if leaks := sentence(study):
+        lines.append(f"The external images: {leaks}.")
     return lines
 
 

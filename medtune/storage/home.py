@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 import platformdirs
 
+from medtune.audit import FILE as AUDIT
 from medtune.claim import claim_of
 from medtune.driver import LOG, RECORD, who_drives
 from medtune.errors import StorageFault, StudyError
@@ -43,7 +44,7 @@ UPLOADED = "uploaded.json"
 URI = "bucket"
 """File in a local folder that says which bucket it stands for."""
 
-NOTES = (USAGE, RECORD, LOG)
+NOTES = (USAGE, RECORD, LOG, AUDIT)
 """Files of a driver's that the bucket gets when it ends."""
 
 Say = Callable[[str], object]
