@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medtune.audit.command import data_audit
+from medtune.choose.command import choose
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
@@ -361,6 +362,7 @@ COMMANDS: dict[str, Any] = {
     "studies": studies,
     "trials": trials,
     "best": best,
+    "choose": choose,
     "compare": compare,
     "curves": curves,
     "evaluate": evaluate,
