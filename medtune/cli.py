@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.seeing import dashboard
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -361,6 +362,7 @@ COMMANDS: dict[str, Any] = {
     "curves": curves,
     "evaluate": evaluate,
     "sync": sync,
+    "dashboard": dashboard,
     "models": models,
     "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where},
