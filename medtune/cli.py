@@ -16,6 +16,7 @@ from rich.table import Table
 from medtune.audit.command import data_audit
 from medtune.choose.command import choose
 from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.seeing import dashboard
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -367,6 +368,7 @@ COMMANDS: dict[str, Any] = {
     "curves": curves,
     "evaluate": evaluate,
     "sync": sync,
+    "dashboard": dashboard,
     "models": models,
     "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where, "audit": data_audit},

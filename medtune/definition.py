@@ -113,6 +113,7 @@ def describe(config: StudyConfig, definition: Definition, data: PairData) -> dic
     return {"settings": settings, "space": definition.space.describe(), "first": first, "data": about} | {
         "script": definition.script,
         "preset": config.preset,
+        "classes": list(data.classes),
         "synthetic": data.synthetic,
         "verified_cpn": data.verified_cpn,
         "planned": definition.planned,
