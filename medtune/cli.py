@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
 
 StudyName = tyro.conf.Positional[str]
@@ -363,6 +364,7 @@ COMMANDS: dict[str, Any] = {
     "sync": sync,
     "models": models,
     "doctor": doctor,
+    "serve": serve,
     "data": {"get": data_get, "check": data_check, "where": data_where},
 }
 

@@ -26,6 +26,18 @@ class CheckpointError(MedtuneError):
     """A checkpoint that is missing, damaged or of another model."""
 
 
+class ImageError(MedtuneError):
+    """An image that cannot be read, or is none."""
+
+
+class BundleError(MedtuneError):
+    """A bundle that is missing, was changed since it was written, or cannot be written as asked."""
+
+
+class ServeError(MedtuneError):
+    """Serving that cannot be started, or cannot go on."""
+
+
 class StudyError(MedtuneError):
     """A study that cannot be started, continued or read as asked."""
 
