@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from medtune.choose.command import choose
 from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
 
@@ -358,6 +359,7 @@ COMMANDS: dict[str, Any] = {
     "studies": studies,
     "trials": trials,
     "best": best,
+    "choose": choose,
     "compare": compare,
     "curves": curves,
     "evaluate": evaluate,

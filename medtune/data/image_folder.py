@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from medtune.data.arrays import Decoded, New, decoded, stamp_of
 from medtune.data.pair import Split, digest
@@ -144,13 +144,25 @@ def _decode_into(member: Member, out: NDArray[np.uint8]) -> tuple[bool, bool] | 
     try:
         with Image.open(io.BytesIO(member.read())) as image:
             converted = image.mode != ("L" if channels == 1 else "RGB")
-            levels = to_grey(image) if channels == 1 else to_colour(image)
+            levels = to_levels(image, channels)
         resized = levels.size != (side, side)
-        levels = levels.resize((side, side), Image.Resampling.BILINEAR) if resized else levels
-        out[:] = np.asarray(levels).reshape(side, side, channels).transpose(2, 0, 1)
+        out[:] = to_array(levels, side, side)
     except Exception as error:  # decoders raise what they like for broken files: OSError, SyntaxError, struct.error...
         return f"{type(error).__name__}: {error}"
     return resized, converted
+
+
+def to_levels(image: Image.Image, channels: int) -> Image.Image:
+    """8-bit grey (1 channel) or RGB (3), turned the way up that its EXIF says."""
+    image = ImageOps.exif_transpose(image)
+    return to_grey(image) if channels == 1 else to_colour(image)
+
+
+def to_array(levels: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """8-bit grey or RGB as uint8 (C, height, width), squeezed or stretched to it where its size is another."""
+    if levels.size != (width, height):
+        levels = levels.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(levels).reshape(height, width, -1).transpose(2, 0, 1)
 
 
 def to_grey(image: Image.Image) -> Image.Image:

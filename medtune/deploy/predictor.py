@@ -1,0 +1,118 @@
+"""Prediction from a bundle: calibrated probabilities, the decision, and whether the image is like the training images."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from medtune import metrics, models
+from medtune.deploy import likeness
+from medtune.deploy.bundle import FEATURES, WEIGHTS, Bundle
+from medtune.deploy.images import as_tested
+from medtune.errors import BundleError, MedtuneError
+from medtune.evaluate import default_device, eval_batch, logits_of
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a bundle says of an image."""
+
+    probabilities: Mapping[str, float]
+    """By class, calibrated; they sum to 1."""
+    decision: str
+    """The positive class from the threshold on, else the other; of more than two the most probable."""
+    threshold: float | None
+    """None for more than two classes."""
+    score: float
+    """Probability of the positive class; of more than two classes, of the decided one."""
+    unlike_training: bool
+    """The image is farther from the training images than 99 % of the validation images: the rest says little of it."""
+    distance: float
+    """That distance; the bundle's manifest has the limit."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+class Predictor:
+    """A loaded bundle; calls from several threads take turns."""
+
+    def __init__(self, bundle: Bundle, model: nn.Module, training: Tensor, device: torch.device) -> None:
+        self.bundle = bundle
+        self.model = model
+        self.training = training
+        self.device = device
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str | None = None) -> Predictor:
+        """A bundle's predictor, every byte verified. Raises BundleError for one that is missing or was changed."""
+        bundle = Bundle.open(folder)
+        where = torch.device(device) if device is not None else default_device()
+        try:
+            model = models.build(bundle.model, num_classes=len(bundle.classes), in_channels=3)
+            models.load_published(model, load(bundle.content[WEIGHTS]))
+        except MedtuneError as error:
+            made = bundle.manifest["code"]["version"]
+            raise BundleError(f"{folder} was made by medtune {made}, whose {bundle.model} is another: {error}") from None
+        training = load(bundle.content[FEATURES])["features"].to(where)
+        return cls(bundle, model.eval().requires_grad_(False).to(where), training, where)
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Predictions for images uint8 (C, H, W) of any size, in order. Raises ImageError for what is no image."""
+        if not images:
+            return []
+        logits, features = self.outputs(self.prepared(images))
+        probs = metrics.softmax(logits / self.bundle.temperature)
+        far = likeness.distances(likeness.scaled(features), self.training)
+        return [self._prediction(row, float(distance)) for row, distance in zip(probs, far, strict=True)]
+
+    def prepared(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Images as those of the external test were stored: uint8 (B, C, H, W)."""
+        about = self.bundle.manifest["preprocessing"]
+        stored = [as_tested(image, about["channels"], about["height"], about["width"]) for image in images]
+        return torch.from_numpy(np.stack(stored))
+
+    def outputs(self, images: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+        """Logits (B, K) of prepared images, and the features (B, C) behind them."""
+        size = self.bundle.image_size
+        batches = images.split(eval_batch(size, self.device))
+        with self._turn, likeness.features_of(self.model) as found:
+            logits = logits_of(self.model, iter(batches), size, self.device, self.bundle.manifest["precision"])
+        return logits.cpu().numpy(), torch.cat(found)
+
+    def heat_map(self, image: NDArray[np.uint8]) -> Image.Image:
+        """An image (C, H, W) with what speaks for the positive class laid over it; see `medtune.deploy.gradcam`."""
+        from medtune.deploy.gradcam import overlay
+
+        with self._turn:
+            return overlay(self.model, self.prepared([image])[0], self.bundle.image_size, self.device)
+
+    def _prediction(self, probs: NDArray[np.float64], distance: float) -> Prediction:
+        classes, positive, threshold = self.bundle.classes, self.bundle.positive, self.bundle.threshold
+        if positive is None or threshold is None:
+            decided = int(probs.argmax())
+            score = probs[decided]
+        else:
+            score = probs[positive]
+            decided = positive if score >= threshold else 1 - positive
+        return Prediction(
+            probabilities={name: float(p) for name, p in zip(classes, probs, strict=True)},
+            decision=classes[decided],
+            threshold=threshold,
+            score=float(score),
+            unlike_training=distance > self.bundle.manifest["likeness"]["limit"],
+            distance=distance,
+        )
