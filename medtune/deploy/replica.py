@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ Answer = tuple[int, dict[str, Any]]
 """A status and the JSON that goes with it."""
 
 
-@serve.deployment
 class Replica:
     """Answers `(image file, wants heat map)` with an Answer. Raises BundleError for a bundle that is not of `version`."""
 
@@ -36,8 +34,9 @@ class Replica:
             raise BundleError(f"{folder} is another bundle than when serving began: start `medtune serve` again")
         self._model = ThreadPoolExecutor(1)
         self._decoders = ThreadPoolExecutor(2)
-        self._predict.set_max_batch_size(batch)
-        self._predict.set_batch_wait_timeout_s(wait)
+        batched: Any = self._predict
+        batched.set_max_batch_size(batch)
+        batched.set_batch_wait_timeout_s(wait)
 
     async def __call__(self, file: bytes, heat_map: bool) -> Answer:
         loop = asyncio.get_running_loop()
@@ -60,3 +59,7 @@ class Replica:
         png = io.BytesIO()
         self._predictor.heat_map(image).save(png, "png")
         return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+DEPLOYMENT: Any = serve.deployment(Replica)
+"""What Ray Serve starts."""

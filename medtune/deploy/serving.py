@@ -211,12 +211,13 @@ def start_replicas(config: ServeConfig, bundle: Bundle, fleet: Fleet) -> None:
     from ray import serve as ray_serve
     from ray.serve.schema import LoggingConfig
 
-    from medtune.deploy.replica import Replica
+    from medtune.deploy.replica import DEPLOYMENT
 
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its import has set another
-    replica = Replica.options(
+    gpus = ray.cluster_resources().get("GPU", 0)
+    replica = DEPLOYMENT.options(
         num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share(ray.cluster_resources().get("GPU", 0), config.replicas)},
+        ray_actor_options={"num_cpus": 0, "num_gpus": gpu_share(gpus, config.replicas)},
         max_ongoing_requests=2 * config.batch,
         health_check_period_s=1,
         health_check_timeout_s=10,
@@ -254,7 +255,7 @@ def asker(handle: Any) -> Callable[[bytes, bool], Any]:
 
 
 def watch(fleet: Fleet, say: Callable[[str], None]) -> None:
-    """Keep what is known of the replicas fresh; say when one is lost and when all are back. Raises ServeError without Ray."""
+    """Keep what is known of the replicas fresh, and say when it changes. Raises ServeError when Ray is gone."""
     from ray.exceptions import RayError
 
     while True:
@@ -271,10 +272,11 @@ def watch(fleet: Fleet, say: Callable[[str], None]) -> None:
 def look() -> tuple[int, str]:
     """Replicas that are up, and why not all are."""
     from ray import serve as ray_serve
+    from ray.serve._private.common import ReplicaState
 
     app = ray_serve.status().applications[APP]
     deployment = app.deployments["Replica"]
-    return deployment.replica_states.get("RUNNING", 0), deployment.message or "the replicas are starting again"
+    return deployment.replica_states.get(ReplicaState.RUNNING, 0), deployment.message or "the replicas are starting again"
 
 
 @contextlib.contextmanager
