@@ -15,6 +15,7 @@ from rich.table import Table
 
 from medtune.audit.command import data_audit
 from medtune.choose.command import choose
+from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
 from medtune.seeing import dashboard
 
@@ -372,6 +373,7 @@ COMMANDS: dict[str, Any] = {
     "models": models,
     "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where, "audit": data_audit},
+    "serve": serve,
 }
 
 
