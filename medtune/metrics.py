@@ -42,6 +42,23 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> float | None:
     return float((log_sums - shifted[np.arange(len(classes)), classes]).mean())
 
 
+def checked(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
+    """Both as float64 (N, K) and int64 (N,).
+
+    Raises ValueError for shapes that do not fit, labels outside the classes and values that are not finite.
+    """
+    values, truth = np.asarray(probs, dtype=np.float64), np.asarray(labels).astype(np.int64)
+    if values.ndim != 2 or values.shape[1] < 2 or truth.shape != (len(values),):
+        raise ValueError(f"probs must be (N, K), K at least 2, and labels (N,), got {values.shape} and {truth.shape}")
+    classes = values.shape[1]
+    if len(truth) and not 0 <= truth.min() <= truth.max() < classes:
+        raise ValueError(f"labels must be 0 to {classes - 1}, got {truth.min()} to {truth.max()}")
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        raise ValueError(f"probs must be finite, {bad} of {len(values)} rows are not")
+    return values, truth
+
+
 def classification(probs: ArrayLike, labels: ArrayLike) -> dict[str, float | None]:
     """`NAMES` of probs (N, K) against labels (N,), each in [0, 1] or None where `undefined` says why.
 
@@ -82,19 +99,25 @@ def intervals(
 
     Each resample draws as many images of each class as there are, with replacement (`resample_indices`).
     """
+    values = resampled(probs, labels, resamples, seed)
+    if resamples == 0:
+        return dict.fromkeys(NAMES)
+    bounds = {name: np.percentile(drawn, (2.5, 97.5)) for name, drawn in values.items()}
+    return {name: (float(bounds[name][0]), float(bounds[name][1])) if name in bounds else None for name in NAMES}
+
+
+def resampled(probs: ArrayLike, labels: ArrayLike, resamples: int = 1000, seed: int = 0) -> dict[str, Array]:
+    """Those of `NAMES` that are defined, each (resamples,): its value on every resample of `resample_indices`."""
     scored = _Scored(probs, labels)
     reasons = scored.reasons()
     names = tuple(name for name in NAMES if name not in reasons)
-    if resamples == 0 or not names:
-        return dict.fromkeys(NAMES)
-    indices = resample_indices(scored.labels, resamples, seed)
-    values: dict[str, list[Array]] = {name: [] for name in names}
-    for start in range(0, resamples, _CHUNK):
+    indices = resample_indices(scored.labels, resamples, seed) if names else np.zeros((0, 0), dtype=np.int64)
+    values: dict[str, list[Array]] = {name: [np.zeros(0)] for name in names}
+    for start in range(0, len(indices), _CHUNK):
         figures = scored.figures(_counts(indices[start : start + _CHUNK]), names)
         for name in names:
             values[name].append(figures[name])
-    bounds = {name: np.percentile(np.concatenate(parts), (2.5, 97.5)) for name, parts in values.items()}
-    return {name: (float(bounds[name][0]), float(bounds[name][1])) if name in bounds else None for name in NAMES}
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def resample_indices(labels: ArrayLike, resamples: int, seed: int) -> NDArray[np.int64]:
@@ -160,17 +183,8 @@ class _Scored:
     """Probabilities (N, K) and labels (N,), checked, with what sorting them yields."""
 
     def __init__(self, probs: ArrayLike, labels: ArrayLike) -> None:
-        self.probs = np.asarray(probs, dtype=np.float64)
-        self.labels = np.asarray(labels).astype(np.int64)
-        if self.probs.ndim != 2 or self.probs.shape[1] < 2 or self.labels.shape != (len(self.probs),):
-            shapes = f"{self.probs.shape} and {self.labels.shape}"
-            raise ValueError(f"probs must be (N, K), K at least 2, and labels (N,), got {shapes}")
+        self.probs, self.labels = checked(probs, labels)
         self.classes = self.probs.shape[1]
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
-            raise ValueError(f"labels must be 0 to {self.classes - 1}, got {self.labels.min()} to {self.labels.max()}")
-        if not np.isfinite(self.probs).all():
-            bad = int((~np.isfinite(self.probs)).any(axis=1).sum())
-            raise ValueError(f"probs must be finite, {bad} of {len(self.probs)} rows are not")
         self.decided = np.eye(self.classes)[self.probs.argmax(axis=1)]  # (N, K), one 1 a row
         self._ranks: dict[int, tuple[NDArray[np.int64], ...]] = {}
 
