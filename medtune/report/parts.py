@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (ORANGE, BLUE, GREEN, PINK, SKY, YELLOW)
@@ -13,6 +13,8 @@ GREY = "#8a929b"
 MARKS = {"COMPLETE": "circle", "PRUNED": "x-thin-open", "FAIL": "triangle-down", "RUNNING": "circle-open", "WAITING": "square-open"}
 """By a trial's state: no colour says alone what it was."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,13 @@ def three(value: float | None) -> str:
 def within(value: float | None, low: float | None, high: float | None) -> str:
     """A figure and its interval: `0.912 [0.887, 0.934]`."""
     return three(value) + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+
+
+def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """An even choice of at most `most`, in order, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def some(count: int, what: str) -> str:

@@ -36,7 +36,7 @@ class Source:
 
     @property
     def minimise(self) -> bool:
-        return minimised(self.selection)
+        return self.minimises(self.selection)
 
     @property
     def complete(self) -> list[Row]:
@@ -76,9 +76,14 @@ class Source:
         trial = self.trials.get(row.number)
         return trial.datetime_complete.timestamp() if trial and trial.datetime_complete else None
 
-    def numbers(self, name: str, rows: Sequence[Row]) -> list[float | None]:
-        """A figure of each trial."""
-        return [metric(row, name) for row in rows]
+    def numbers(self, rows: Sequence[Row], *names: str) -> list[tuple[float | None, ...]]:
+        """These figures of each trial."""
+        return [tuple(metric(row, name) for name in names) for row in rows]
+
+    @staticmethod
+    def minimises(name: str) -> bool:
+        """Whether less of a figure is better."""
+        return minimised(name)
 
     def counts(self) -> str:
         """`12 trials: 5 COMPLETE, 7 PRUNED`."""

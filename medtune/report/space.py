@@ -13,7 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from medtune.progress import brief
-from medtune.report.parts import BLUE, GREY, ORANGE, Plot, Section, Words, axis, line
+from medtune.report.parts import BLUE, GREY, ORANGE, Plot, Section, Words, axis, line, spread
 from medtune.report.source import Source
 from medtune.search.ledger import Row
 
@@ -39,7 +39,7 @@ def space(source: Source) -> Section:
 def _parallel(source: Source, rows: Sequence[Row]) -> Plot:
     ordered = sorted(rows, key=lambda row: (row.state != "COMPLETE", row.value if source.minimise else -(row.value or 0.0)))
     best = [row for row in ordered if row.state == "COMPLETE"]
-    kept = [*best[: MOST // 2], *_spread(ordered[len(best[: MOST // 2]) :], MOST // 2)]
+    kept = [*best[: MOST // 2], *spread(ordered[len(best[: MOST // 2]) :], MOST // 2)]
     names = list(dict.fromkeys(name for row in kept for name in row.params))
     axes = {name: _axis(source, name, kept) for name in names}
     values = np.array([row.value for row in kept], dtype=float)
@@ -58,13 +58,6 @@ def _parallel(source: Source, rows: Sequence[Row]) -> Plot:
         width=110 * (len(axes) + 1),
         height=420,
     )  # fmt: skip
-
-
-def _spread(rows: Sequence[Row], most: int) -> Sequence[Row]:
-    """An even choice."""
-    if len(rows) <= most:
-        return rows
-    return [rows[round(place)] for place in np.linspace(0, len(rows) - 1, most)]
 
 
 class _Scale:
