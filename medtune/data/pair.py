@@ -81,17 +81,29 @@ def limit(data: PairData, *, train_limit: int | None, external_limit: int | None
     """
     classes = len(data.classes)
     if train_limit is not None and train_limit < len(data.train):
-        data = _subset(data, "train", _balanced(data.train.labels, train_limit, classes), train_limit)
+        chosen = _chosen(data.train.labels, _balanced(data.train.labels, train_limit, classes))
+        data = _subset(data, "train", chosen, train_limit)
     if external_limit is not None and external_limit < len(data.external):
-        data = _subset(data, "external", _stratified(data.external.labels, external_limit, classes), external_limit)
+        data = _subset(data, "external", external_positions(data, external_limit), external_limit)
     return data
 
 
-def _subset(data: PairData, name: str, shares: list[int], limit_: int) -> PairData:
-    split: Split = getattr(data, name)
+def external_positions(data: PairData, external_limit: int | None) -> NDArray[np.int64]:
+    """Where the external images that `limit` keeps are in the whole set, rising: predictions are in this order."""
+    if external_limit is None or external_limit >= len(data.external):
+        return np.arange(len(data.external))
+    return _chosen(data.external.labels, _stratified(data.external.labels, external_limit, len(data.classes)))
+
+
+def _chosen(labels: NDArray[np.int64], shares: list[int]) -> NDArray[np.int64]:
     rng = np.random.default_rng(_SUBSET_SEED)
-    chosen = [rng.permutation(np.flatnonzero(split.labels == label))[:share] for label, share in enumerate(shares)]
-    part = split.take(np.sort(np.concatenate(chosen)))
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:share] for label, share in enumerate(shares)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _subset(data: PairData, name: str, chosen: NDArray[np.int64], limit_: int) -> PairData:
+    split: Split = getattr(data, name)
+    part = split.take(chosen)
     mark = hashlib.sha256(f"{data.fingerprint.get(name, '')} {name} {limit_}".encode()).hexdigest()
     changes = {name: part, "fingerprint": {**data.fingerprint, name: mark}}
     return replace(data, **changes)  # type: ignore[arg-type]
