@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.report.command import report
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -359,6 +360,7 @@ COMMANDS: dict[str, Any] = {
     "best": best,
     "compare": compare,
     "curves": curves,
+    "report": report,
     "evaluate": evaluate,
     "sync": sync,
     "models": models,

@@ -4,6 +4,6 @@
 embedded once, in full: the Python package ships no smaller bundle, and it is most of the file.
 """
 
-from medtune.report.page import FILE, to_html, write
+from medtune.report.page import FILE, write
 
-__all__ = ["FILE", "to_html", "write"]
+__all__ = ["FILE", "write"]

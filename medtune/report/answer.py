@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medtune.audit.verdict import sentence
 from medtune.progress import brief, duration
 from medtune.report.parts import Section, Table, Words, some, three, within
 from medtune.report.source import Source
@@ -46,9 +47,9 @@ def _best(source: Source) -> list[Words | Table]:
     return [
         Words(f"Trial {trial['number']}: {brief({'model': config['model'], **trial['params']})}", "verdict"),
         Words(
-            f"Best of {some(found['of'], 'trial')} trained to the end by {found['ranked_by']} = {trial['ranked_value']:.4f}; "
-            f"{config['image_size']} px, batch {config['batch_size']}, best epoch {trial['best'].get('epoch')} of "
-            f"{config['epochs']}, seed {config['seed']}, trained for {duration(trial['seconds'])}."
+            f"Best of {some(found['of'], 'trial')} trained to the end by {found['ranked_by']} = "
+            f"{trial['ranked_value']:.4f}; {config['image_size']} px, batch {config['batch_size']}, best epoch "
+            f"{trial['best'].get('epoch')} of {config['epochs']}, seed {config['seed']}, trained for {duration(trial['seconds'])}."
         ),
         Words(
             f"Not yet retrained on other seeds: one training decides little. `medtune choose {source.study.name}` trains "
@@ -78,7 +79,7 @@ def _figures(source: Source, figures: Mapping[str, Any]) -> Table:
 
 def _figure(figures: Mapping[str, Any], key: str) -> str:
     if figures.get(key) is None:
-        return f"undefined ({figures[f'{key}/reason']})" if f"{key}/reason" in figures else "–"
+        return f"undefined ({figures[f'{key}/reason']})" if f"{key}/reason" in figures else "-"
     return within(figures[key], figures.get(f"{key}/low"), figures.get(f"{key}/high"))
 
 
@@ -146,8 +147,9 @@ def _decisions(source: Source, choice: Mapping[str, Any]) -> Table:
 
 
 def _calibration(source: Source, choice: Mapping[str, Any]) -> Table:
+    columns = [(name, when) for name in ("ece", "brier") for when in ("before", "after")]
     rows = [
-        [source.split(split), *(_interval(found.get(when, {}).get(name)) for name in ("ece", "brier") for when in ("before", "after"))]
+        [source.split(split), *(_interval((found.get(when) or {}).get(name)) for name, when in columns)]
         for split, found in choice["figures"].items()
     ]
     temperature = choice.get("temperature")
@@ -160,7 +162,7 @@ def _calibration(source: Source, choice: Mapping[str, Any]) -> Table:
 
 def _interval(found: Mapping[str, Any] | float | None) -> str:
     if found is None:
-        return "–"
+        return "-"
     return within(found["value"], found.get("low"), found.get("high")) if isinstance(found, Mapping) else three(found)
 
 
@@ -176,19 +178,18 @@ def cautions(source: Source) -> Iterator[Words]:
         yield Words(OPTIMISTIC, "loud")
     if not record["verified_cpn"]:
         yield Words(f"The external set is not CPN X-ray, but {source.external_name}.", "loud")
-    yield leaks(source)
+    yield from leaks(source)
     if source.running:
         yield Words("The study is running: what follows may change.", "loud")
     yield from (Words(text) for text in (*choice.get("cautions", ()), *_small(source)))
 
 
-def leaks(source: Source) -> Words:
+def leaks(source: Source) -> list[Words]:
     """What is known of images that are in several sets; it stands beside every external figure."""
-    if source.verdict is None:
-        return Words(
-            "Nobody has looked whether external images are among the training images: `medtune data audit` does.", "loud"
-        )
-    return Words(f"Audit: {source.verdict['words']}", "loud" if source.verdict.get("external_leaked") else "")
+    found = source.audit
+    said = sentence(source.study)
+    clean = found is not None and not found["external_leaked"]
+    return [Words(f"External set: {said}", "" if clean else "loud")] if said else []
 
 
 def _small(source: Source) -> Iterator[str]:

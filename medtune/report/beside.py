@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from medtune.compare import ComparedTable, compare, text_rows
 from medtune.compare.match import SECTIONS, matches_any
-from medtune.report.parts import Section, Table, Words
+from medtune.report.parts import Block, Section, Table, Words
 from medtune.report.source import Source
 from medtune.results import trial_config
 from medtune.search.ledger import Row
@@ -23,7 +23,7 @@ def beside(source: Source) -> Section:
     found = compare(replace(source.study, rows=rows))
     run = [table for table in found.tables if any(s.complete for entry in table.entries for s in entry.sections)]
     tables = run or [table for table in found.tables if table.name in ALWAYS]
-    blocks = [
+    blocks: list[Block] = [
         *(Words(text, "loud") for text in found.loud),
         *(Words(text, "soft") for text in found.quiet),
         *(_table(table, bool(run)) for table in tables),

@@ -79,8 +79,8 @@ def _best_so_far(
     left = "" if step == 1 else f" Every {step}th trial is drawn."
     return Plot(
         id, title,
-        f"Each mark is a trial trained to the end; the line is the {way} {source.selection} so far, {running[-1]:.4f} at the "
-        f"end.{left}",
+        f"Each mark is a trial trained to the end; the line is the {way} {source.selection} so far, {running[-1]:.4f} at "
+        f"the end.{left}",
         f"{caution} The best so far can only get better: a late step may be luck.",
         [
             line(x, running, "best so far", ORANGE, line={"shape": "hv", "color": ORANGE, "width": 2.5}),
@@ -109,8 +109,8 @@ def cost(source: Source) -> list[str]:
         said = [f"The plan stops no trial early: {done} epochs in {duration(spent)} of training."]
     elif epochs:
         said = [
-            f"Early stopping ended {some(stopped, 'trial')} before its time and so saved {epochs} of {done + epochs} epochs, "
-            f"about {duration(seconds)} beside the {duration(spent)} that were spent (each at its own pace)."
+            f"Early stopping ended {some(stopped, 'trial')} before their time and so saved {epochs} of {done + epochs} "
+            f"epochs, about {duration(seconds)} beside the {duration(spent)} that were spent (each at its own pace)."
         ]
     else:
         said = [f"Early stopping has saved nothing: {done} epochs in {duration(spent)} of training."]

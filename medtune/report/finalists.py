@@ -14,7 +14,7 @@ from medtune.evidence.calibration import calibrated, reliability
 from medtune.metrics import Array
 from medtune.predictions import Predicted, Predictions
 from medtune.report.answer import leaks
-from medtune.report.parts import COLOURS, DASHES, GREY, Plot, Section, Words, axis, band, line, points
+from medtune.report.parts import COLOURS, DASHES, GREY, Block, Plot, Section, Words, axis, band, line, points
 from medtune.report.source import Source
 from medtune.results import predicted
 
@@ -45,12 +45,13 @@ def finalists(source: Source) -> Section:
         return Section("finalists", title, [Words(f"Not drawn: {error}", "loud")])
     if not found:
         return Section("finalists", title, [Words("No trial was trained to the end with its logits kept: nothing to draw.")])
-    blocks: list[Plot | Words] = []
+    blocks: list[Block] = []
     if not source.choice:
-        blocks += [Words("These are the best of the search by val, each trained once; `medtune choose` makes finalists of them.")]
+        text = "These are the best of the search by val, each trained once; `medtune choose` makes finalists of them."
+        blocks += [Words(text)]
     for split in SPLITS:
         there = [one for one in found if split in one.predictions]
-        blocks += [*([leaks(source)] if split == "external" else []), *_plots(source, split, there)]
+        blocks += [*(leaks(source) if split == "external" else []), *_plots(source, split, there)]
     return Section("finalists", title, blocks)
 
 
@@ -191,7 +192,8 @@ def _diagram(at: Predicted, temperature: float, name: str, colour: str, symbol: 
     }  # fmt: skip
     told = [f"{int(count)} images" for count in found.images[there]]
     x = found.confidence[there].tolist()
-    return points(x, y.tolist(), name, colour, symbol, mode="lines+markers", error_y=error, text=told, line={"color": colour})
+    more = {"mode": "lines+markers", "error_y": error, "text": told, "line": {"color": colour}}
+    return points(x, y.tolist(), name, colour, symbol, **more)
 
 
 def _set(source: Source, split: str) -> str:

@@ -13,6 +13,8 @@ from medtune.report.source import Source
 from medtune.results import epochs, trial_config
 from medtune.search.ledger import Row
 
+Curve = Sequence[tuple[int, float]]
+"""Epochs and values."""
 MOST = 60
 """Trials drawn at most: the record of each is read from its own file."""
 NAMED = 4
@@ -31,28 +33,31 @@ def learning(source: Source) -> Section:
     return Section("learning", "How trials learned", blocks)
 
 
-def _curve(source: Source, row: Row) -> list[tuple[int, float]]:
+def _curve(source: Source, row: Row) -> Curve:
     lines = ((line["epoch"], line.get("metrics", {}).get(source.selection)) for line in epochs(source.study, row))
     return [(epoch, float(value)) for epoch, value in lines if value is not None and math.isfinite(value)]
 
 
-def _plot(source: Source, rows: Sequence[Row], curves: Mapping[int, Sequence[tuple[int, float]]], begun: int) -> Plot:
+def _plot(source: Source, rows: Sequence[Row], curves: Mapping[int, Curve], begun: int) -> Plot:
     same = len({source.epochs(row) for row in rows}) == 1
     named = rows[: min(NAMED, len(source.complete))]
     others = rows[len(named) :]
-    traces = [_others(source, [row for row in others if (row.state == "COMPLETE") == done], curves, same, done) for done in (True, False)]
-    traces += [_ends(source, others, curves, same)]
+    trained = [row for row in others if row.state == "COMPLETE"]
+    rest = [row for row in others if row.state != "COMPLETE"]
+    traces = [_others(source, trained, curves, same, "trained to the end", "solid")]
+    traces += [_others(source, rest, curves, same, "stopped early or unfinished", "dot"), _ends(source, rest, curves, same)]
     for place, row in enumerate(named):
         x, y = _steps(source, row, curves[row.number], same)
-        traces.append(line(x, y, f"trial {row.number}", COLOURS[place], DASHES[place], text=_told(source, row, y), hoverinfo="text"))
+        told = _told(source, row, y)
+        traces.append(line(x, y, f"trial {row.number}", COLOURS[place], DASHES[place], text=told, hoverinfo="text"))
     values = [value for row in rows for _, value in curves[row.number]]
     log = source.minimise and min(values) > 0 and max(values) / min(values) > 20
     rungs = _rungs(source, rows[0], same)
     drawn = f" {len(rows)} of {begun} trials are drawn: the best and an even choice." if len(rows) < begun else ""
     return Plot(
         "learning-curves", "Learning curves",
-        f"{source.selection} of every epoch; the best {len(named)} by name, the others grey, a cross where a trial was stopped "
-        f"or failed{'; dotted uprights are rungs, where poor trials end' if rungs else ''}.{drawn}",
+        f"{source.selection} of every epoch; the best {len(named)} by name, the others grey, a cross where a trial was "
+        f"stopped or failed{'; dotted uprights are rungs, where poor trials end' if rungs else ''}.{drawn}",
         "The choice rests on each trial's best epoch, so a curve that rises again at its end costs nothing.",
         [trace for trace in traces if trace["x"]],
         {
@@ -64,14 +69,14 @@ def _plot(source: Source, rows: Sequence[Row], curves: Mapping[int, Sequence[tup
 
 
 def _steps(
-    source: Source, row: Row, curve: Sequence[tuple[int, float]], same: bool
+    source: Source, row: Row, curve: Curve, same: bool
 ) -> tuple[list[float | None], list[float | None]]:
     of = 1 if same else source.epochs(row)
     return [epoch / of for epoch, _ in curve], [value for _, value in curve]
 
 
 def _others(
-    source: Source, rows: Sequence[Row], curves: Mapping[int, Sequence[tuple[int, float]]], same: bool, done: bool
+    source: Source, rows: Sequence[Row], curves: Mapping[int, Curve], same: bool, name: str, dash: str
 ) -> dict[str, Any]:
     """One trace for many trials: their lines are parted by gaps."""
     x: list[float | None] = []
@@ -80,12 +85,10 @@ def _others(
     for row in rows:
         some_x, some_y = _steps(source, row, curves[row.number], same)
         x, y, told = [*x, *some_x, None], [*y, *some_y, None], [*told, *_told(source, row, some_y), None]
-    style = {"thick": 1.3, "opacity": 0.8} if done else {"dash": "dot", "thick": 1.3, "opacity": 0.8}
-    name = "trained to the end" if done else "stopped early or unfinished"
-    return line(x, y, name, GREY, text=told, hoverinfo="text", **style)
+    return line(x, y, name, GREY, dash, thick=1.3, opacity=0.8, text=told, hoverinfo="text")
 
 
-def _ends(source: Source, rows: Sequence[Row], curves: Mapping[int, Sequence[tuple[int, float]]], same: bool) -> dict[str, Any]:
+def _ends(source: Source, rows: Sequence[Row], curves: Mapping[int, Curve], same: bool) -> dict[str, Any]:
     ended = [row for row in rows if row.state in ("PRUNED", "FAIL")]
     last = [_steps(source, row, curves[row.number][-1:], same) for row in ended]
     told = [f"trial {row.number}: {row.state} after epoch {row.epoch}" for row in ended]
@@ -105,4 +108,5 @@ def _rungs(source: Source, row: Row, same: bool) -> list[float]:
 
 
 def _upright(at: float) -> dict[str, Any]:
-    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": GREY, "dash": "dot", "width": 1.5}}
+    style = {"color": GREY, "dash": "dot", "width": 1.5}
+    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": style}

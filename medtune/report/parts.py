@@ -10,7 +10,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79
 COLOURS = (ORANGE, BLUE, GREEN, PINK, SKY, YELLOW)
 """Okabe and Ito's, which the colour-blind tell apart; those that are seen on white and on black alike."""
 GREY = "#8a929b"
-MARKS = {"COMPLETE": "circle", "PRUNED": "x-thin-open", "FAIL": "triangle-down", "RUNNING": "circle-open", "WAITING": "square-open"}
+MARKS = {"COMPLETE": "circle", "PRUNED": "x-thin-open", "FAIL": "triangle-down", "RUNNING": "circle-open"} | {
+    "WAITING": "square-open"
+}  # fmt: skip
 """By a trial's state: no colour says alone what it was."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
@@ -61,13 +63,16 @@ class Words:
     """`loud`: nothing may be decided without it; `soft`: beside the point; else plain."""
 
 
+Block = Plot | Table | Words
+
+
 @dataclass(frozen=True)
 class Section:
     """One question of the page, and its answer."""
 
     id: str
     title: str
-    blocks: Sequence[Plot | Table | Words]
+    blocks: Sequence[Block]
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], colour
 
 def three(value: float | None) -> str:
     """A figure in three digits after the point."""
-    return "–" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:.3f}"
 
 
 def within(value: float | None, low: float | None, high: float | None) -> str:

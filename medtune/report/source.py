@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from medtune.audit import verdict_of
 from medtune.record import read_json
 from medtune.report.parts import some
 from medtune.results import GROUPS, Study, metric, rank
@@ -26,7 +27,7 @@ class Source:
     """Optuna's own trials by number: with their times and the ranges they were drawn from."""
     choice: Mapping[str, Any] | None
     """choice.json; None while `medtune choose` has not run."""
-    verdict: Mapping[str, Any] | None
+    audit: Mapping[str, Any] | None
     """audit.json; None while the data were not audited."""
     now: float = field(default_factory=time.time)
 
@@ -51,7 +52,8 @@ class Source:
     @property
     def external_name(self) -> str:
         """The external set in words."""
-        return "CPN X-ray (verified)" if self.study.record["verified_cpn"] else str(self.study.record["data"]["external_name"])
+        record = self.study.record
+        return "CPN X-ray (verified)" if record["verified_cpn"] else str(record["data"]["external_name"])
 
     def split(self, name: str) -> str:
         """A split in words; the external set goes by its name in the record."""
@@ -99,4 +101,4 @@ def read_source(study: Study) -> Source:
     journal = study.folder / LEDGER
     there = journal.exists() and journal.stat().st_size
     trials = Ledger.read(journal).study.get_trials(deepcopy=False) if there else []
-    return Source(study, {trial.number: trial for trial in trials}, read_json(study.folder / "choice.json"), None)
+    return Source(study, {trial.number: trial for trial in trials}, read_json(study.folder / "choice.json"), verdict_of(study))

@@ -47,12 +47,13 @@ def _parallel(source: Source, rows: Sequence[Row]) -> Plot:
     result = _Scale.of_numbers(np.clip(values, *((None, good) if source.minimise else (good, None))), log=False)
     groups = _groups(kept, best)
     traces = [_lines(group, name, style, axes, result) for name, (group, style) in groups.items() if group]
-    sampled = f" {len(kept)} of {len(rows)} trials are drawn: the best and an even choice of the others." if len(kept) < len(rows) else ""
+    part = f" {len(kept)} of {len(rows)} trials are drawn: the best and an even choice of the others."
+    sampled = part if len(kept) < len(rows) else ""
     return Plot(
         "parallel", "Parallel coordinates",
-        f"Each line is a trial: it crosses every axis at its setting, and the last one at its {source.selection}; the best "
-        f"tenth and the best are drawn thicker.{sampled}",
-        "Settings were not drawn evenly: the searcher went where it had found good trials, so a bundle shows where it looked.",
+        f"Each line is a trial: it crosses every axis at its setting, and the last one at its {source.selection}; the "
+        f"best tenth and the best are drawn thicker.{sampled}",
+        "Settings were not drawn evenly: the searcher went where it had found good trials, so bundles show where it was.",
         traces,
         _parallel_layout([*axes.items(), (source.selection, result)]),
         width=110 * (len(axes) + 1),
@@ -118,7 +119,9 @@ def _groups(kept: Sequence[Row], best: Sequence[Row]) -> dict[str, tuple[list[Ro
     }
 
 
-def _lines(rows: Sequence[Row], name: str, style: dict[str, Any], axes: Mapping[str, _Scale], result: _Scale) -> dict[str, Any]:
+def _lines(
+    rows: Sequence[Row], name: str, style: dict[str, Any], axes: Mapping[str, _Scale], result: _Scale
+) -> dict[str, Any]:
     """One trace for many trials: their lines are parted by gaps."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -136,8 +139,9 @@ def _parallel_layout(axes: Sequence[tuple[str, _Scale]]) -> dict[str, Any]:
     for place, (name, scale) in enumerate(axes):
         notes.append({"x": place, "y": 1.08, "text": f"<b>{name}</b>", "showarrow": False, "yanchor": "bottom"})
         for at, text in scale.ticks():
-            notes.append({"x": place, "y": at, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4, "bgcolor": "rgba(128,128,128,.18)", "borderpad": 1})
-    bars = [{"type": "line", "x0": i, "x1": i, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1.5}} for i in range(len(axes))]
+            notes.append({"x": place, "y": at, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4})
+    bar = {"type": "line", "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1.5}}
+    bars = [{**bar, "x0": place, "x1": place} for place in range(len(axes))]
     hidden = {"visible": False, "fixedrange": True}
     return {
         "annotations": notes, "shapes": bars,
@@ -204,7 +208,7 @@ def _bars(source: Source, found: Mapping[str, Sequence[float]], trials: Sequence
         "importance", "Which settings matter",
         f"Share of the spread of {source.selection} that each setting explains by itself (fANOVA): the median of {FORESTS} "
         f"forests, each fitted to {len(trials)} trials drawn anew; the whisker holds 95 % of them.{left}",
-        "Where whiskers overlap the order is not known; only trials trained to the end count, and combinations are left out.",
+        "Where whiskers overlap the order is not known; only trials trained to the end count, and no combinations.",
         [bars],
         {"xaxis": axis("share explained", range=[0, 1]), "yaxis": axis(""), "showlegend": False},
         height=max(220, 90 + 34 * len(names)),

@@ -9,13 +9,17 @@ from typing import Any
 from medtune.evidence.correlation import rank_correlation
 from medtune.progress import brief
 from medtune.report.answer import leaks
-from medtune.report.parts import COLOURS, GREY, MARKS, Plot, Section, Table, Words, axis, points, spread
+from medtune.report.parts import COLOURS, GREY, MARKS, Block, Plot, Section, Table, Words, axis, points, spread
 from medtune.report.source import Source
-from medtune.results import metric, trial_config
+from medtune.results import GROUPS, metric, trial_config
 from medtune.search.ledger import Row
 
 MOST = 2000
 """Trials drawn at most."""
+UNSEEN = (
+    "External labels are shown here to judge the selection metric for the next study; no choice of this study rests on them."
+)
+SEEN = "The choice of this study has seen the external labels: these figures cannot stand as the test of it."
 SELECTIONS = ("val/loss", "val/auc", "val/oa", "val/f1")
 
 
@@ -26,7 +30,7 @@ def transfer(source: Source) -> Section:
     rows = [row for row in source.study.rows if None not in source.numbers((row,), selection, external)[0]]
     if not rows:
         return Section("transfer", title, [Words("No trial has both a val figure and an external AUC yet.")])
-    blocks = [leaks(source), _plot(source, rows, selection, external), _correlations(source)]
+    blocks: list[Block] = [*leaks(source), _plot(source, rows, selection, external), _correlations(source)]
     return Section("transfer", title, blocks)
 
 
@@ -37,29 +41,29 @@ def _plot(source: Source, rows: Sequence[Row], selection: str, external: str) ->
     for row in drawn:
         groups[trial_config(source.study, row).model, source.study.state(row)].append(row)
     models = list(dict.fromkeys(model for model, _ in sorted(groups)))
-    traces = [_marks(source, those, selection, external, model, state, models) for (model, state), those in sorted(groups.items())]
+    traces = [_marks(those, selection, external, key, models) for key, those in sorted(groups.items())]
     sampled = f" {len(drawn)} of {len(rows)} trials are drawn." if len(drawn) < len(rows) else ""
     return Plot(
         "transfer-plot", f"External AUC against {selection}",
-        f"Each mark is a trial, {len(complete)} of {len(rows)} trained to the end; colour and name tell the model, a circle one "
-        f"trained to the end, other marks one that was not.{sampled}",
-        "External labels are shown here to judge the selection metric for the next study; no choice of this study rests on "
-        "them." if not (source.choice or {}).get("external_labels_used") else
-        "The choice of this study has seen the external labels: these figures cannot stand as the test of it.",
+        f"Each mark is a trial, {len(complete)} of {len(rows)} trained to the end; the colour tells the model, a full "
+        f"circle one trained to the end, other marks one that was not.{sampled}",
+        SEEN if (source.choice or {}).get("external_labels_used") else UNSEEN,
         traces,
-        {"xaxis": axis(selection), "yaxis": axis(f"{source.split('external')}: AUC".replace(": AUC", "<br>AUC"))},
+        {"xaxis": axis(selection), "yaxis": axis("external AUC")},
     )  # fmt: skip
 
 
 def _marks(
-    source: Source, rows: Sequence[Row], selection: str, external: str, model: str, state: str, models: Sequence[str]
+    rows: Sequence[Row], selection: str, external: str, key: tuple[str, str], models: Sequence[str]
 ) -> dict[str, Any]:
+    model, state = key
     place = models.index(model)
     colour = COLOURS[place] if place < len(COLOURS) else GREY
     x = [metric(row, selection) for row in rows]
     y = [metric(row, external) for row in rows]
     told = [f"trial {row.number}, {state}<br>{brief(row.settings or {})}" for row in rows]
-    return points(x, y, f"{model}, {state}", colour, MARKS[state], text=told, hovertemplate="%{text}<br>%{x:.4f}, %{y:.4f}<extra></extra>")
+    hover = "%{text}<br>%{x:.4f}, %{y:.4f}<extra></extra>"
+    return points(x, y, f"{model}, {state}", colour, MARKS[state], text=told, hovertemplate=hover)
 
 
 def _correlations(source: Source) -> Table | Words:
@@ -69,13 +73,13 @@ def _correlations(source: Source) -> Table | Words:
     for selection in dict.fromkeys((source.selection, *SELECTIONS)):
         cells = [_correlation(source, complete, selection, f"{prefix}/{name}") for prefix, name in _externals(source)]
         if any(cells):
-            rows.append([selection, *(cell or "–" for cell in cells)])
+            rows.append([selection, *(cell or "-" for cell in cells)])
     if not rows:
         return Words(f"A rank correlation takes three trials trained to the end; there are {len(complete)}.")
-    heads = [f"{source.split(prefix.replace(source.external, 'external', 1))}: {name.upper()}" for prefix, name in _externals(source)]
+    heads = [f"{GROUPS[prefix]}: {name.upper()}" for prefix, name in _externals(source)]
     return Table(
-        f"Rank correlation (Spearman) over {len(complete)} trials trained to the end, with 95 % intervals from resampled trials: "
-        "1 where the better on val is always the better there; losses are turned round. With few trials the intervals are "
+        f"Rank correlation (Spearman) over {len(complete)} trials trained to the end, with 95 % intervals from resampled "
+        "trials: 1 where the better on val is always the better there; losses are turned round. With few trials the intervals are "
         "still too narrow. Uses external labels: evidence for the next study, not for this choice.",
         ["selected by", *heads],
         rows,
