@@ -49,7 +49,8 @@ def _best(source: Source) -> list[Words | Table]:
         Words(
             f"Best of {some(found['of'], 'trial')} trained to the end by {found['ranked_by']} = "
             f"{trial['ranked_value']:.4f}; {config['image_size']} px, batch {config['batch_size']}, best epoch "
-            f"{trial['best'].get('epoch')} of {config['epochs']}, seed {config['seed']}, trained for {duration(trial['seconds'])}."
+            f"{trial['best'].get('epoch')} of {config['epochs']}, seed {config['seed']}, trained for "
+            f"{duration(trial['seconds'])}."
         ),
         Words(
             f"Not yet retrained on other seeds: one training decides little. `medtune choose {source.study.name}` trains "

@@ -101,4 +101,5 @@ def read_source(study: Study) -> Source:
     journal = study.folder / LEDGER
     there = journal.exists() and journal.stat().st_size
     trials = Ledger.read(journal).study.get_trials(deepcopy=False) if there else []
-    return Source(study, {trial.number: trial for trial in trials}, read_json(study.folder / "choice.json"), verdict_of(study))
+    by_number = {trial.number: trial for trial in trials}
+    return Source(study, by_number, read_json(study.folder / "choice.json"), verdict_of(study))

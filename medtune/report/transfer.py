@@ -79,8 +79,8 @@ def _correlations(source: Source) -> Table | Words:
     heads = [f"{GROUPS[prefix]}: {name.upper()}" for prefix, name in _externals(source)]
     return Table(
         f"Rank correlation (Spearman) over {len(complete)} trials trained to the end, with 95 % intervals from resampled "
-        "trials: 1 where the better on val is always the better there; losses are turned round. With few trials the intervals are "
-        "still too narrow. Uses external labels: evidence for the next study, not for this choice.",
+        "trials: 1 where the better on val is always the better there; losses are turned round. With few trials the "
+        "intervals are still too narrow. Uses external labels: evidence for the next study, not for this choice.",
         ["selected by", *heads],
         rows,
     )
