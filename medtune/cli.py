@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from medtune.choose.command import choose
 from medtune.errors import ConfigError, DataError, MedtuneError
 from medtune.report.command import report
 
@@ -358,6 +359,7 @@ COMMANDS: dict[str, Any] = {
     "studies": studies,
     "trials": trials,
     "best": best,
+    "choose": choose,
     "compare": compare,
     "curves": curves,
     "report": report,

@@ -22,7 +22,9 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Precision = Literal["auto", "bf16", "fp32"]
 Schedule = Literal["milestones", "constant"]
 Imbalance = Literal["none", "weighted", "balanced"]
-Selection = Literal["val/loss", "val/oa", "val/auc", "val/sensitivity", "val/specificity", "val/f1"]
+Selection = Literal[
+    "val/loss", "val/oa", "val/auc", "val/sensitivity", "val/specificity", "val/f1", "val_shift/loss", "val_shift/auc"
+]  # fmt: skip
 Preset = Literal["full", "laptop"]
 WandbMode = Literal["auto", "offline", "off"]
 
@@ -88,7 +90,7 @@ class TrialConfig:
     patch_momentum: bool = False
     """MedViT's patch momentum changer: in training, images exchange their features' mean and spread."""
     selection: Selection = "val/loss"
-    """Metric that picks a trial's best epoch, and that the search optimises."""
+    """Metric that picks a trial's best epoch, and that the search optimises; val_shift: val under simulated shifts."""
     precision: Precision = "auto"
     """bf16 autocast or fp32; auto is bf16 on GPUs of compute capability 8 and above."""
     micro_batch: int | None = None

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from medtune.errors import CheckpointError, MedtuneError
 from medtune.memory import is_out_of_memory
 from medtune.predictions import Predicted
 from medtune.weights import load_weights
+
+if TYPE_CHECKING:
+    from medtune.data.shifts import Shift
 
 BOOTSTRAP_SEED = 0
 """One seed for all trials: their intervals come from the same resamples."""
@@ -56,14 +59,15 @@ def predict(
     precision: Precision = "auto",
     *,
     matched: int | None = None,
+    shift: Shift | None = None,
 ) -> Tensor:
     """Logits (N, K), float32 on the CPU, of a split's images resized to `size`; in eval mode, which is undone after.
 
-    matched: first bring the images down to this side in px.
+    matched: first bring the images down to this side in px. shift: first change them so (`medtune.data.shifts`).
     """
     batch = eval_batch(size, device)
     parts = (torch.tensor(split.images[i : i + batch]) for i in range(0, len(split.labels), batch))
-    return logits_of(model, parts, size, device, precision, matched=matched).cpu()
+    return logits_of(model, parts, size, device, precision, matched=matched, shift=shift).cpu()
 
 
 def logits_of(
@@ -74,9 +78,12 @@ def logits_of(
     precision: Precision,
     *,
     matched: int | None = None,
+    shift: Shift | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Logits (N, K), float32 on the device, of batches of uint8 images (B, C, H, W).
 
+    matched, shift: what is done to the images before. first: the first image's index in its split, for shifts.
     A batch that does not fit into the device's memory is taken in halves, and so are those after it.
     """
     from medtune.data.transforms import match_resolution
@@ -86,8 +93,11 @@ def logits_of(
     with evaluating(model), torch.inference_mode(), autocast(precision, device):
         for images in batches:
             images = images.to(device, non_blocking=True)
+            if shift is not None:
+                images = shift(images, first)
             if matched is not None:
                 images = match_resolution(images, matched)
+            first += len(images)
             done = 0
             while done < len(images):
                 part = images[done : done + (most or len(images))]
@@ -189,6 +199,26 @@ def external_test(model: nn.Module, config: TrialConfig, data: PairData, device:
         shapes = plots if matched is None else {**shapes, "matched": plots}
         predictions[prefix] = Predicted(logits.numpy(), split.labels)
     return {**result, "curves": shapes, "predictions": predictions}
+
+
+def shift_figures(logits: Tensor, labels: np.ndarray) -> dict[str, Any]:
+    """`val_shift/*`, the mean over the shifts of each figure; logits (S N, K) shift by shift, labels (N,) of one."""
+    each = [figures(part, labels, "val_shift", loss=True) for part in logits.split(len(labels))]
+    return {
+        name: value if value is None or isinstance(value, str) else float(np.mean([found[name] for found in each]))
+        for name, value in each[0].items()
+    }
+
+
+def shift_test(model: nn.Module, config: TrialConfig, data: PairData, device: torch.device) -> dict[str, Any]:
+    """Figures `val_shift/*` of the val images under every simulated shift; "predictions": all logits, shift by shift."""
+    from medtune.data.shifts import SHIFTS
+
+    split = data.val
+    shifted = (predict(model, split, config.image_size, device, config.precision, shift=s) for s in SHIFTS.values())
+    logits = torch.cat(list(shifted))
+    predictions = {"val_shift": Predicted(logits.numpy(), np.tile(split.labels, len(SHIFTS)))}
+    return {**shift_figures(logits, split.labels), "predictions": predictions}
 
 
 def own_test(model: nn.Module, config: TrialConfig, data: PairData, device: torch.device) -> dict[str, Any]:

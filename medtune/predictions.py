@@ -29,7 +29,8 @@ class Predicted:
 
 
 Predictions = Mapping[str, Predicted]
-"""By split: `val`, `test`, `external` and `external_matched`, the external images at the training images' resolution."""
+"""By split: `val`, `test`, `external`, `external_matched` (the external images at the training images' resolution), and
+`val_shift`: the val images under each simulated shift of `medtune.data.shifts`, shift by shift."""
 
 
 def write(folder: Path, predictions: Predictions) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 
 from medtune import predictions
+from medtune.choose.record import mention
 from medtune.config import TrialConfig
 from medtune.definition import read_study
 from medtune.driver import last_driver
@@ -191,6 +192,11 @@ def rank(study: Study, by: str) -> list[Row]:
     return [row for _, row in sorted(scored, key=lambda pair: (sign * pair[0], pair[1].number))]
 
 
+def optimistic(by: str) -> bool:
+    """Whether ranking by a metric has seen the labels that are to test the choice."""
+    return by.split("/")[0] in ("external", "external_matched", "cpn", "cpn_matched", "test")
+
+
 def trial_config(study: Study, row: Row) -> TrialConfig:
     """The full configuration that a trial was trained with."""
     names = set(TrialConfig().to_dict())
@@ -231,14 +237,14 @@ def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
             f"no trial of study {study.name!r} was trained to the end yet: nothing to choose from. "
             "The script's command goes on with it; `medtune trials` shows where it stands."
         )
-    external = by.split("/")[0] in ("external", "external_matched", "cpn", "cpn_matched", "test")
     return {
         "study": study.name,
         "ranked_by": by,
         "of": len(ranked),
-        "caution": OPTIMISTIC if external else None,
+        "caution": OPTIMISTIC if optimistic(by) else None,
         "synthetic": study.record["synthetic"],
         "external_set": study.record["data"]["external_name"],
+        "choice": mention(study),
         "trials": [
             {
                 **trial_summary(study, row),
@@ -296,6 +302,8 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print_figures(trial["external"] | {"external/name": answer["external_set"]})
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
+    if answer["choice"]:
+        print(f"  chosen with evidence: {answer['choice']} (medtune choose {answer['study']})")
     if answer["caution"]:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
@@ -322,6 +330,7 @@ def _at_once(trial: Mapping[str, Any]) -> str:
 
 GROUPS = {
     "val": "val",
+    "val_shift": "val under simulated shifts, their mean",
     "external": "external test, images as they are",
     "external_matched": "external test, brought to training resolution",
     "cpn": "CPN X-ray, as they are",

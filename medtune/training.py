@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,10 +29,13 @@ from medtune.config import TrialConfig
 from medtune.data import PairData, Split
 from medtune.epoch import DeviceSplit, optimizer_of, train_epoch
 from medtune.errors import DataError, MachineFault, MedtuneError, TrainingDiverged
-from medtune.evaluate import default_device, eval_batch, figures, logits_of
+from medtune.evaluate import default_device, eval_batch, figures, logits_of, shift_figures
 from medtune.memory import fewer, is_out_of_memory, least
 from medtune.parallel import SOLO, Group, synchronised
 from medtune.seeding import reproducible
+
+if TYPE_CHECKING:
+    from medtune.data.shifts import Shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,20 +300,30 @@ class Fit(Iterator[EpochResult]):
         return figures(logits.cpu(), labels.cpu().numpy(), "train", loss=True)
 
     def _validate(self, epoch: int) -> dict[str, Any]:
-        assert self._data is not None
-        images, device = self._data.val.images, self.device
         self._group.share_buffers(self.model)  # what is judged is what is kept: the first process's weights
+        found = figures(self._val_logits(epoch, None), self._val_labels, "val", loss=True)
+        if self.config.selection.startswith("val_shift/"):
+            from medtune.data.shifts import SHIFTS
+
+            logits = torch.cat([self._val_logits(epoch, shift) for shift in SHIFTS.values()])
+            found |= shift_figures(logits, self._val_labels)
+        return found
+
+    def _val_logits(self, epoch: int, shift: Shift | None) -> Tensor:
+        """Logits (N, K) of the val images, shifted or as they are, on the CPU; the same in every process."""
+        assert self._data is not None
+        images, device, size = self._data.val.images, self.device, self.config.image_size
         first, last = self._group.part(0, len(images))
         whole = torch.zeros((len(images), self._classes), device=device)
         if last > first:
-            batches = iter(images[first:last].split(eval_batch(self.config.image_size, device)))
-            whole[first:last] = logits_of(self.model, batches, self.config.image_size, device, self.config.precision)
+            parts, precision = iter(images[first:last].split(eval_batch(size, device))), self.config.precision
+            whole[first:last] = logits_of(self.model, parts, size, device, precision, shift=shift, first=first)
         self._group.add_up(whole)
         logits = whole.cpu()
         if not torch.isfinite(logits).all():
             loss = F.cross_entropy(logits, torch.from_numpy(self._val_labels)).item()
             raise TrainingDiverged(f"val loss is {loss} at epoch {epoch}. A lower learning rate may help")
-        return figures(logits, self._val_labels, "val", loss=True)
+        return logits
 
     def _select(self, epoch: int, found: Mapping[str, Any]) -> bool:
         value = found[self.config.selection]
@@ -352,7 +365,7 @@ def _require_trainable(config: TrialConfig, data: PairData, group: Group) -> Non
         raise DataError(
             f"the training set of {data.name} has {len(data.train.labels)} images; at least 2 are needed{each}"
         )
-    name = config.selection.removeprefix("val/")
+    name = config.selection.rpartition("/")[2]
     reason = metrics.undefined(data.val.labels, len(data.classes)).get(name)
     if len(data.val.labels) == 0:
         reason = "no images"

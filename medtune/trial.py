@@ -26,7 +26,7 @@ from medtune.config import TrialConfig, WandbMode
 from medtune.data import PairData, limit, load_pair
 from medtune.data.courier import fetched
 from medtune.errors import MachineFault, TrainingDiverged
-from medtune.evaluate import default_device, external_test, own_test
+from medtune.evaluate import default_device, external_test, own_test, shift_test
 from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
 from medtune.parallel import SOLO, Group
@@ -262,9 +262,10 @@ class Attempt:
     def _complete(self, result: EpochResult | None) -> Report:
         assert self.fit is not None
         self._test_external(self.fit)
-        own = own_test(self.fit.best_model(), self.config, self.data, self.device)
-        predictions.write(self.record.folder, {**own.pop("predictions", {}), **self.predicted})
-        self.external = self.external | own
+        model = self.fit.best_model()
+        own, shifted = (test(model, self.config, self.data, self.device) for test in (own_test, shift_test))
+        predictions.write(self.record.folder, {**own.pop("predictions"), **shifted.pop("predictions"), **self.predicted})
+        self.external = self.external | own | shifted
         report = self._report("complete", result)
         self._end(report)
         return report

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ import medtune.models
 from medtune import epoch as epoch_module
 from medtune import metrics, training
 from medtune.checkpoint import CheckpointStore, best_file
-from medtune.config import TrialConfig
+from medtune.config import Selection, TrialConfig
 from medtune.data import PairData, transforms
 from medtune.epoch import batch_bounds
 from medtune.errors import CheckpointError, ConfigError, DataError, MedtuneError, TrainingDiverged
-from medtune.evaluate import predict
+from medtune.evaluate import predict, shift_test
 from medtune.training import EpochResult, Fit, fit, on_device
 from tests.conftest import TinyNet, split
 
@@ -310,13 +310,13 @@ def test_val_figures_are_those_of_the_model_after_the_epoch(tiny_config: Make, t
     assert {name: result.metrics[f"val/{name}"] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("selection", ["val/loss", "val/auc", "val/oa", "val/f1", "val/sensitivity", "val/specificity"])
+@pytest.mark.parametrize("selection", get_args(Selection))
 def test_best_epoch_is_the_first_best_one(tiny_config: Make, tiny_data: PairData, selection: str) -> None:
     fitting = fit(tiny_config(selection=selection, epochs=8, lr=0.02), tiny_data, device=CPU)
     values: list[float] = []
     for result in fitting:
         values.append(result.metrics[selection])  # type: ignore[arg-type]
-        best = min(values) if selection == "val/loss" else max(values)
+        best = min(values) if selection.endswith("/loss") else max(values)
         assert (result.best_value, result.best_epoch) == (best, values.index(best) + 1)
         assert result.improved == (result.best_epoch == result.epoch)
         assert fitting.best_metrics[selection] == best
@@ -325,7 +325,8 @@ def test_best_epoch_is_the_first_best_one(tiny_config: Make, tiny_data: PairData
     logits = predict(model, tiny_data.val, 28, CPU).numpy()
     found = metrics.classification(metrics.softmax(logits), tiny_data.val.labels)
     found["loss"] = metrics.cross_entropy(logits, tiny_data.val.labels)
-    assert found[selection.removeprefix("val/")] == best
+    found = {f"val/{name}": value for name, value in found.items()} | shift_test(model, fitting.config, tiny_data, CPU)
+    assert found[selection] == best
 
 
 def test_best_model_does_not_follow_later_training(tiny_config: Make, tiny_data: PairData) -> None:

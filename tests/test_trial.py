@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from medtune import metrics, predictions
 from medtune import trial as trial_module
 from medtune.claim import claim
+from medtune.data.shifts import SHIFTS
 from medtune.errors import Leaving, Superseded, TrainingDiverged
 from medtune.lifeline import Lifeline
 from medtune.search.conductor import attempt_folder, trial_folder
@@ -71,7 +73,14 @@ def test_external_figures_at_rungs_and_at_the_end_own_test_at_the_end(config, tm
     assert {"external/auc/low", "external/auc/high", "test/auc", "test/loss"} <= set(end)
     assert not any(key.startswith("cpn") for key in end), "synthetic images are not CPN"
     logits = predictions.read(attempt_folder(tmp_path / "trials", 7, 1))
-    assert set(logits) == {"val", "test", "external", "external_matched"}
+    assert set(logits) == {"val", "val_shift", "test", "external", "external_matched"}
+    shifted = logits.pop("val_shift")
+    assert len(shifted.labels) == len(SHIFTS) * len(logits["val"].labels)
+    aucs = [
+        metrics.classification(metrics.softmax(part), logits["val"].labels)["auc"]
+        for part in np.split(shifted.logits, len(SHIFTS))
+    ]
+    assert end["val_shift/auc"] == pytest.approx(np.mean(aucs)) and len(set(aucs)) > 1
     for split, found in logits.items():
         figure = metrics.classification(metrics.softmax(found.logits), found.labels)["auc"]
         assert figure == (reports[3].best if split == "val" else end)[f"{split}/auc"]

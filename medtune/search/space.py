@@ -11,7 +11,7 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -67,6 +67,28 @@ class Choice(Dimension):
 
     def encode(self, name: str, value: Any) -> dict[str, Any]:
         return {name: _plain(value)}
+
+
+MANY = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Dimension):
+    """One of values to which more may be added at the end. Optuna, whose choices are fixed, sees a value's place."""
+
+    options: tuple[Any, ...] = field(repr=False)  # not part of what the space is
+
+    def distributions(self, name: str) -> dict[str, BaseDistribution]:
+        return {name: IntDistribution(0, MANY)}
+
+    def decode(self, name: str, params: Mapping[str, Any]) -> Any:
+        return self.options[int(params[name])]
+
+    def extremes(self, name: str) -> list[Any]:
+        return list(self.options)
+
+    def encode(self, name: str, value: Any) -> dict[str, Any]:
+        return {name: self.options.index(_hashable(value))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +211,16 @@ class SearchSpace:
         self.dimensions = dimensions
 
     @classmethod
-    def of(cls, plan: Sequence[Mapping[str, Any]]) -> SearchSpace:
+    def of(cls, plan: Sequence[Mapping[str, Any]], kind: type[Choice | Listed] = Choice) -> SearchSpace:
         """The space that holds a plan's settings, each of which names the same ones: what is searched is nothing.
 
-        The seed is a number without bounds, so that a plan can grow by seeds and stay of this space.
+        The seed is a number without bounds, so that a plan can grow by seeds and stay of this space; a plan of `Listed`
+        settings can also grow by settings.
         """
         names = list(plan[0])
         values = {name: tuple(dict.fromkeys(_hashable(settings[name]) for settings in plan)) for name in names}
-        seed = Whole(low=0, high=2**31 - 1)
-        return cls(**{name: seed if name == "seed" else Choice(options=values[name]) for name in names})
+        seed = Whole(low=0, high=MANY)
+        return cls(**{name: seed if name == "seed" else kind(options=values[name]) for name in names})
 
     def suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         """Ask Optuna for each dimension that applies; returns the settings to override."""
