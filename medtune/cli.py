@@ -17,6 +17,7 @@ from medtune.audit.command import data_audit
 from medtune.choose.command import choose
 from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.report.command import report
 from medtune.seeing import dashboard
 
 StudyName = tyro.conf.Positional[str]
@@ -367,6 +368,7 @@ COMMANDS: dict[str, Any] = {
     "choose": choose,
     "compare": compare,
     "curves": curves,
+    "report": report,
     "evaluate": evaluate,
     "sync": sync,
     "dashboard": dashboard,
