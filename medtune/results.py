@@ -309,14 +309,12 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"  {config['image_size']} px, {batch}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
         print(f"  val at its best epoch, {trial['best'].get('epoch')}: {'  '.join(_figures(trial['best'], 'val'))}")
-        print_figures(trial["external"] | {"external/name": answer["external_set"]})
+        print_figures(trial["external"] | {"external/name": answer["external_set"], "leaks": answer["leaks"]})
         for part in trial.get("without_leaked", ()):
             print(f"  {part['words']}")
             print_figures(part["figures"])
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
-    if answer["leaks"]:
-        print(f"  external set: {answer['leaks']}")
     if answer["caution"]:
         print(f"  CAUTION: {answer['caution']}")
     if answer["synthetic"]:
