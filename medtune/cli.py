@@ -99,6 +99,7 @@ def best(
     *,
     by: str | None = None,
     top: int = 1,
+    drop_leaked: bool = False,
     storage: str | None = None,
     json: bool = False,
 ) -> None:
@@ -108,13 +109,17 @@ def best(
         study: The study's name, or its folder.
         by: Metric to rank by; default: the study's selection metric, on val.
         top: How many to show.
+        drop_leaked: Also give the external figures without the images that have near-duplicates in the training set.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.results import best as answer
-    from medtune.results import load_study, print_best
+    from medtune.results import load_study, print_best, without_leaked
 
-    found = answer(load_study(study, storage), by, max(1, top))
+    read = load_study(study, storage)
+    found = answer(read, by, max(1, top))
+    for trial in found["trials"] if drop_leaked else ():
+        trial["without_leaked"] = without_leaked(read, trial["number"])
     _print_json(found) if json else print_best(found)
 
 
@@ -178,6 +183,7 @@ def evaluate(
     native_size: int | None = None,
     data_dir: Path | None = None,
     external_dir: Path | None = None,
+    drop_leaked: bool = False,
     json: bool = False,
 ) -> None:
     """Test a checkpoint, ours or a published one, on val, test and the external set.
@@ -190,6 +196,7 @@ def evaluate(
         native_size: Side in px of the training set's files; default: the checkpoint's, else 28.
         data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
         external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
+        drop_leaked: Also give the external figures without the images that have near-duplicates in the training set.
         json: Print JSON.
     """
     from medtune.evaluate import evaluate_checkpoint
@@ -203,8 +210,14 @@ def evaluate(
         native_size=native_size,
         data_dir=data_dir,
         external_dir=external_dir,
+        drop_leaked=drop_leaked,
     )
-    _print_json(found) if json else print_figures(found)
+    if json:
+        return _print_json(found)
+    print_figures(found)
+    for part in found.get("without_leaked", ()):
+        print(part["words"])
+        print_figures(part["figures"])
 
 
 def sync(study: StudyName, *, storage: str | None = None) -> None:

@@ -143,4 +143,4 @@ def _plain_folder(path: Path) -> bool:
 
 
 def _changed(folder: Path, what: str) -> BundleError:
-    return BundleError(f"the bundle {folder} was changed since it was written: {what}. Get it again from where it was exported")
+    return BundleError(f"the bundle {folder} was changed since it was written: {what}. Get it again from where it was made")
