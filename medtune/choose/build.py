@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from medtune.audit import sentence, verdict_of
 from medtune.choose.deployed import NEVER, decision
 from medtune.choose.hindsight import correlations
 from medtune.choose.ranking import Compared, Finalist, compare, finalists_of
@@ -26,6 +27,7 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
     | key          | holds                                                                                       |
     | ------------ | ------------------------------------------------------------------------------------------- |
     | by, external_labels_used, candidates, seeds | the metric, whether it saw external labels, trials considered, seeds |
+    | external_set, audit | what was tested on, and `medtune.audit.sentence` on it                                 |
     | finalists    | best first: trial, settings, config, its runs, mean, low, high, rank, tied, p_corrected      |
     | chosen, ties | trial, index of its run whose weights are deployed, why; ties in words                       |
     | threshold, temperature, figures | of that run (`medtune.choose.deployed`)                                   |
@@ -37,13 +39,14 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
     first = ranked[0]
     tied = [one for one, against in zip(ranked[1:], compared, strict=False) if against.tied]
     run = _run_to_deploy(first, study.selection if optimistic(by) else by)
-    found = decision(first.predictions[run], rule, leaked=None)
+    found = decision(first.predictions[run], rule, (verdict_of(study) or {}).get("external_leaked"))
     return {
         "study": study.name,
         "created": time.time(),
         "by": by,
         "external_labels_used": optimistic(by),
         "external_set": study.record["data"]["external_name"],
+        "audit": sentence(study),
         "synthetic": study.record["synthetic"],
         "candidates": sum(row.state == "COMPLETE" for row in study.rows),
         "seeds": stage.seeds,
