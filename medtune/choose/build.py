@@ -9,7 +9,7 @@ from typing import Any
 from medtune.audit import sentence, verdict_of
 from medtune.choose.deployed import NEVER, decision
 from medtune.choose.hindsight import correlations
-from medtune.choose.ranking import Compared, Finalist, compare, finalists_of
+from medtune.choose.ranking import LEVEL, Compared, Finalist, compare, finalists_of
 from medtune.choose.stage import NAME, STAGES, Stage, settings_of
 from medtune.evidence.threshold import Rule
 from medtune.models.cost import cost
@@ -131,7 +131,8 @@ def _ties(study: Study, first: Finalist, tied: Sequence[Finalist], compared: Seq
         return None
     names = " and ".join(_named(study, one) for one in tied)
     corrected = f", corrected for {len(compared)} comparisons" if len(compared) > 1 else ""
-    return f"{names} cannot be told from trial {first.trial.number} over both images and seeds (p at least 0.05{corrected})"
+    both = f"both tests, over images and over seeds, at p {LEVEL}{corrected}"
+    return f"{names}: not told apart from trial {first.trial.number} by {both}"
 
 
 def _cautions(
