@@ -120,7 +120,7 @@ def _run(
     trainable: type | None,
 ) -> None:
     """Launch what is left, with the uploader beside it."""
-    uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where)
+    uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where, project=config.wandb_project)
     uploader.start()
     progress.say(f"  {uploader.describe()}")
     patience = 3.0

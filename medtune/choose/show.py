@@ -64,7 +64,6 @@ def _print_figures(label: str, found: Mapping[str, Any]) -> None:
 
 
 def _print_hindsight(choice: Mapping[str, Any]) -> None:
-    print("in hindsight, rank correlations with the external test (they use its labels: for the next study, not this one)")
     print("in hindsight, rank correlations with the external test; they use external labels: for the next study, not this")
     for one in choice["correlations"]:
         less = " (less is better)" if one["less_is_better"] else ""
