@@ -4,6 +4,7 @@ import os
 
 import pytest
 import requests
+from playwright.sync_api import expect, sync_playwright
 
 from tests.support.made_bundle import make_bundle, picture, png
 from tests.support.served import served
@@ -25,8 +26,6 @@ def server(tmp_path_factory):
 @pytest.fixture
 def page(server):
     """The page, as on a phone in the dark; what its console says fails the test."""
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"))
         page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
@@ -47,7 +46,7 @@ def choose(page, file, name="image.png"):
 def let_in(page):
     page.fill("#token", TOKEN)
     page.press("#token", "Tab")
-    page.wait_for_function("document.getElementById('model').textContent.includes('vim_tiny')")
+    expect(page.locator("#model")).to_contain_text("vim_tiny")
 
 
 def test_an_image_is_answered_with_all_that_belongs_to_it(page, server):
@@ -86,13 +85,11 @@ def test_what_is_wrong_is_said_and_no_old_answer_stands_beside_it(page):
     choose(page, png(picture(0)))
     page.wait_for_selector("#answer:not([hidden])")
     choose(page, b"no image", "notes.png")
-    page.wait_for_function("document.getElementById('error').textContent")
-    assert "no image of a known format" in page.inner_text("#error")
+    expect(page.locator("#error")).to_contain_text("no image of a known format")
     assert not page.is_visible("#answer")
 
 
 def test_without_the_token_the_page_asks_for_it(page):
     page.wait_for_selector("#key:not([hidden])")
     choose(page, png(picture(0)))
-    page.wait_for_function("document.getElementById('error').textContent")
-    assert "token" in page.inner_text("#error")
+    expect(page.locator("#error")).to_contain_text("token")

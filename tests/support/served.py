@@ -80,7 +80,7 @@ def wait_for(log: Path, pattern: str, process: subprocess.Popen[str], seconds: f
 
 def below(root: int) -> list[tuple[int, str]]:
     """Processes that come from `root`, with their command lines."""
-    lines = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in lines.splitlines()]
     found: list[tuple[int, str]] = []
     parents = {root}
