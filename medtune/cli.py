@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medtune.errors import ConfigError, DataError, MedtuneError
-from medtune.seeing import dashboard
+from medtune.seeing import dashboard, wandb
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -363,6 +363,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "sync": sync,
     "dashboard": dashboard,
+    "wandb": wandb,
     "models": models,
     "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where},
