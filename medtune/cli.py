@@ -18,7 +18,7 @@ from medtune.choose.command import choose
 from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
 from medtune.report.command import report
-from medtune.seeing import dashboard
+from medtune.seeing import dashboard, wandb
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -385,6 +385,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "sync": sync,
     "dashboard": dashboard,
+    "wandb": wandb,
     "models": models,
     "doctor": doctor,
     "data": {"get": data_get, "check": data_check, "where": data_where, "audit": data_audit},

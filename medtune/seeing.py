@@ -26,3 +26,24 @@ def dashboard(study: tyro.conf.Positional[str], *, port: int = 8080, storage: st
             print(SYNTHETIC)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+def wandb(study: tyro.conf.Positional[str], *, storage: str | None = None) -> None:
+    """Make or update a W&B workspace for a study's runs, and print its address.
+
+    Args:
+        study: The study's name, or its folder.
+        storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
+    """
+    from medtune.results import load_study
+    from medtune.storage.copies import fetch_changed
+    from medtune.storage.home import return_marks
+    from medtune.wandb_workspace import save_workspace
+
+    found = load_study(study, storage)
+    if found.bucket:
+        fetch_changed(found.bucket, found.folder, "wandb", {})
+    address = save_workspace(found)
+    if found.bucket:
+        return_marks(found.bucket, found.folder)
+    print(f"workspace of study {found.name}: {address}")
