@@ -15,6 +15,8 @@ from rich.table import Table
 
 from medtune.audit.command import data_audit
 from medtune.choose.command import choose
+from medtune.deploy.export_command import export
+from medtune.deploy.predict_command import predict
 from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
 from medtune.report.command import report
@@ -379,6 +381,8 @@ COMMANDS: dict[str, Any] = {
     "trials": trials,
     "best": best,
     "choose": choose,
+    "export": export,
+    "predict": predict,
     "compare": compare,
     "curves": curves,
     "report": report,

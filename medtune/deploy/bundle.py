@@ -19,7 +19,7 @@ from medtune.record import plain
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-FEATURES = "training_features.safetensors"
+LIKENESS = "likeness.safetensors"
 PROGRAM = "model.pt2"
 ONNX = "model.onnx"
 CARD = "MODEL_CARD.md"
@@ -48,7 +48,7 @@ class Bundle:
                 raise _changed(folder, f"{name} is missing")
             if digest_of(folder / name) != listed[name]["sha256"]:
                 raise _changed(folder, f"{name} is not what was written")
-        content = {name: _read_same(folder, name, listed[name]["sha256"]) for name in (WEIGHTS, FEATURES)}
+        content = {name: _read_same(folder, name, listed[name]["sha256"]) for name in (WEIGHTS, LIKENESS)}
         return cls(folder, manifest, content)
 
     @property
@@ -143,4 +143,4 @@ def _plain_folder(path: Path) -> bool:
 
 
 def _changed(folder: Path, what: str) -> BundleError:
-    return BundleError(f"the bundle {folder} was changed since it was written: {what}. Get it again from where it was made")
+    return BundleError(f"the bundle {folder} was changed since it was written: {what}. Get it anew from where it was made")

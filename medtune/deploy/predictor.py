@@ -17,9 +17,10 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from medtune import metrics, models
-from medtune.deploy import likeness
-from medtune.deploy.bundle import FEATURES, WEIGHTS, Bundle
+from medtune.config import Precision
+from medtune.deploy.bundle import LIKENESS, WEIGHTS, Bundle
 from medtune.deploy.images import as_tested
+from medtune.deploy.likeness import Reference, features_of, joined
 from medtune.errors import BundleError, MedtuneError
 from medtune.evaluate import default_device, eval_batch, logits_of
 
@@ -49,10 +50,10 @@ class Prediction:
 class Predictor:
     """A loaded bundle; calls from several threads take turns."""
 
-    def __init__(self, bundle: Bundle, model: nn.Module, training: Tensor, device: torch.device) -> None:
+    def __init__(self, bundle: Bundle, model: nn.Module, reference: Reference, device: torch.device) -> None:
         self.bundle = bundle
         self.model = model
-        self.training = training
+        self.reference = reference
         self.device = device
         self._turn = threading.Lock()
 
@@ -67,8 +68,8 @@ class Predictor:
         except MedtuneError as error:
             made = bundle.manifest["code"]["version"]
             raise BundleError(f"{folder} was made by medtune {made}, whose {bundle.model} is another: {error}") from None
-        training = load(bundle.content[FEATURES])["features"].to(where)
-        return cls(bundle, model.eval().requires_grad_(False).to(where), training, where)
+        reference = Reference(**load(bundle.content[LIKENESS])).to(where)
+        return cls(bundle, model.eval().requires_grad_(False).to(where), reference, where)
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Predictions for images uint8 (C, H, W) of any size, in order. Raises ImageError for what is no image."""
@@ -76,7 +77,7 @@ class Predictor:
             return []
         logits, features = self.outputs(self.prepared(images))
         probs = metrics.softmax(logits / self.bundle.temperature)
-        far = likeness.distances(likeness.scaled(features), self.training)
+        far = self.reference.distances(features)
         return [self._prediction(row, float(distance)) for row, distance in zip(probs, far, strict=True)]
 
     def prepared(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -86,19 +87,17 @@ class Predictor:
         return torch.from_numpy(np.stack(stored))
 
     def outputs(self, images: Tensor) -> tuple[NDArray[np.float32], Tensor]:
-        """Logits (B, K) of prepared images, and the features (B, C) behind them."""
-        size = self.bundle.image_size
-        batches = images.split(eval_batch(size, self.device))
-        with self._turn, likeness.features_of(self.model) as found:
-            logits = logits_of(self.model, iter(batches), size, self.device, self.bundle.manifest["precision"])
-        return logits.cpu().numpy(), torch.cat(found)
+        """Logits (B, K) of prepared images, and the features (B, D) that their likeness is told by."""
+        with self._turn:
+            about = self.bundle
+            return outputs(about.model, self.model, images, about.image_size, self.device, about.manifest["precision"])
 
     def heat_map(self, image: NDArray[np.uint8]) -> Image.Image:
         """An image (C, H, W) with what speaks for the positive class laid over it; see `medtune.deploy.gradcam`."""
         from medtune.deploy.gradcam import overlay
 
         with self._turn:
-            return overlay(self.model, self.prepared([image])[0], self.bundle.image_size, self.device)
+            return overlay(self.bundle.model, self.model, self.prepared([image])[0], self.bundle.image_size)
 
     def _prediction(self, probs: NDArray[np.float64], distance: float) -> Prediction:
         classes, positive, threshold = self.bundle.classes, self.bundle.positive, self.bundle.threshold
@@ -116,3 +115,12 @@ class Predictor:
             unlike_training=distance > self.bundle.manifest["likeness"]["limit"],
             distance=distance,
         )
+
+
+def outputs(
+    name: str, model: nn.Module, images: Tensor, size: int, device: torch.device, precision: Precision
+) -> tuple[NDArray[np.float32], Tensor]:
+    """Logits (N, K) of uint8 images (N, C, H, W), and their features (N, D) on the device; a batch at a time."""
+    with features_of(name, model) as found:
+        logits = logits_of(model, iter(images.split(eval_batch(size, device))), size, device, precision)
+    return logits.cpu().numpy(), joined(found)

@@ -111,7 +111,7 @@ class Vim(nn.Module):
         height, width = patches.shape[2:]
         middle = height * width // 2
         patches = patches.flatten(2).transpose(1, 2)
-        token = self.cls_token.expand(len(images), -1, -1)
+        token = self.cls_token.expand(images.shape[0], -1, -1)
         residual = torch.cat((patches[:, :middle], token, patches[:, middle:]), dim=1)
         residual = residual + self.positions(height, width)  # float32 from here on, under autocast too
         for layer in self.layers:

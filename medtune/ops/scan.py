@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medtune.ops.chunks import ChunkedScan, OneStep, Plan
+from medtune.ops.traced import traced_scan
 
 
 def selective_scan(
@@ -54,7 +55,7 @@ def selective_scan(
         B, C = (x.to(work).permute(1, 0, 3, 2).contiguous() for x in (B, C))  # (G, batch, L, N)
         A = A.to(work).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()  # (G, N, d)
         D, bias = (None if x is None else x.to(work).view(groups, -1) for x in (D, delta_bias))
-        scan = _one_step if length == 1 else _many_steps
+        scan = _one_step if length == 1 else _exported if torch.compiler.is_exporting() else _many_steps
         y = scan(u, delta, A, B, C, D, bias, delta_softplus)
     return y.permute(1, 0, 3, 2).reshape(shape).to(dtype)
 
@@ -127,6 +128,16 @@ def _one_step(
     delta = delta if bias is None else delta + bias[:, None, None]
     delta = F.softplus(delta) if softplus else delta
     y = OneStep.apply(delta * u, A, B, C)
+    return y if D is None else torch.addcmul(y, D[:, None, None], u)
+
+
+def _exported(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+) -> Tensor:
+    """What the chunks are cut by is one batch's; a program is for any."""
+    delta = delta if bias is None else delta + bias[:, None, None]
+    delta = F.softplus(delta) if softplus else delta
+    y = traced_scan(u, delta, A, B, C)
     return y if D is None else torch.addcmul(y, D[:, None, None], u)
 
 

@@ -1,0 +1,40 @@
+"""The model card: the manifest in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from medtune.record import plain
+
+DECIDED = ("oa", "sensitivity", "specificity", "f1", "auc")
+
+
+def render(about: Mapping[str, Any]) -> str:
+    """MODEL_CARD.md of a manifest's content."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("medtune.deploy", "."), undefined=jinja2.StrictUndefined)
+    return environment.get_template("card.md.jinja").render(**plain(about), lines=_lines(about["metrics"])) + "\n"
+
+
+def _lines(figures: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each split and way of deciding."""
+    lines = []
+    for split, found in figures.items():
+        for kind, label, probs in (("at_threshold", "threshold", "after"), ("argmax", "most probable", "before")):
+            if found[kind] is not None:
+                decided = [_figure(found[kind].get(name)) for name in DECIDED]
+                rest = [_figure(found[probs][name]) for name in ("ece", "brier")]
+                lines.append([split, str(found["n"]), label, *decided, *rest])
+        if found.get("without_leaked"):
+            lines += _lines({f"{split}, without leaked images": found["without_leaked"]})
+    return lines
+
+
+def _figure(found: Mapping[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    if found["value"] is None:
+        return "undefined"
+    return f"{found['value']:.3f}" + ("" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]")
