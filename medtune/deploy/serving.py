@@ -302,6 +302,9 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
         yield arm
     except KeyboardInterrupt:
         pass
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # so Ray's own handler ends it while Ray starts
+            raise
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
