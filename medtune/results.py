@@ -278,7 +278,10 @@ def print_outcome(folder: Path) -> bool:
 
     Returns whether there is one: a study whose trials all failed has none.
     """
+    from medtune.report.keep import last_page  # which imports this module
+
     study = _read(folder)
+    page = last_page(study)
     try:
         answer = best(study)
     except StudyError:
@@ -286,10 +289,11 @@ def print_outcome(folder: Path) -> bool:
         print(f"\nno trial was trained to the end; everything of this study: {study.where}")
         for cause, count in causes.most_common():
             print(f"  {count} failed: {cause}")
+        print(page)
         return False
     print()
     print_best(answer)
-    print(f"\neverything of this study: {study.where}")
+    print(f"\neverything of this study: {study.where}\n{page}")
     root, _, _ = study.where.rpartition("/")
     default = storage_root(None)
     at = "" if root == (default.uri if isinstance(default, Bucket) else str(default)) else f" --storage {root}"

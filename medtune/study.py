@@ -17,6 +17,7 @@ from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, u
 from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
 from medtune.record import read_json
+from medtune.report.keep import kept_up
 from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.storage.bucket import Bucket
@@ -125,7 +126,7 @@ def _run(
     progress.say(f"  {uploader.describe()}")
     patience = 3.0
     try:
-        with progress:
+        with kept_up(home), progress:
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
     finally:

@@ -98,8 +98,8 @@ def _chosen(source: Source, choice: Mapping[str, Any]) -> list[Words | Table]:
     return [
         Words(f"Trial {chosen['trial']}: {brief({'model': model, **finalist['settings']})}", "verdict"),
         Words(
-            f"{chosen['why']} Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to the end; "
-            f"{some(len(choice['finalists']), 'finalist')} trained again from {some(len(choice['seeds']), 'other seed')}: "
+            f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to the "
+            f"end; {some(len(choice['finalists']), 'finalist')} trained again from {some(len(choice['seeds']), 'other seed')}: "
             f"mean {within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
             f"{run['seed']}."
         ),
@@ -132,11 +132,11 @@ def _decisions(source: Source, choice: Mapping[str, Any]) -> Table:
     ways = {"argmax": "the more probable class"}
     if threshold:
         value = threshold["value"]
-        shown = "no image" if value is None else f"from {value:.3f} on"
+        shown = f"from {value:.3f} on" if value <= 1 else "no image's"
         ways["at_threshold"] = f"{shown} ({threshold['rule']}, set on {threshold['set_on']})"
     rows = [
-        [source.split(split), words, *(_interval(found[way].get(name)) for name in SHOWN)]
-        for split, found in choice["figures"].items()
+        [label, words, *(_interval(found[way].get(name)) for name in SHOWN)]
+        for label, found in _measured(source, choice)
         for way, words in ways.items()
         if found.get(way)
     ]
@@ -150,8 +150,8 @@ def _decisions(source: Source, choice: Mapping[str, Any]) -> Table:
 def _calibration(source: Source, choice: Mapping[str, Any]) -> Table:
     columns = [(name, when) for name in ("ece", "brier") for when in ("before", "after")]
     rows = [
-        [source.split(split), *(_interval((found.get(when) or {}).get(name)) for name, when in columns)]
-        for split, found in choice["figures"].items()
+        [label, *(_interval((found.get(when) or {}).get(name)) for name, when in columns)]
+        for label, found in _measured(source, choice)
     ]
     temperature = choice.get("temperature")
     caption = (
@@ -159,6 +159,14 @@ def _calibration(source: Source, choice: Mapping[str, Any]) -> Table:
         f"{f' (temperature {temperature:.3f})' if temperature else ''}; less is better. ECE: expected calibration error."
     )
     return Table(caption, ["measured on", "ECE before", "after", "Brier before", "after"], rows)
+
+
+def _measured(source: Source, choice: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each split in words with its figures; the external set once more without what leaked."""
+    for split, found in choice["figures"].items():
+        yield source.split(split), found
+        if found.get("without_leaked"):
+            yield f"{source.split(split)}, without near-duplicates of the training set's", found["without_leaked"]
 
 
 def _interval(found: Mapping[str, Any] | float | None) -> str:
@@ -182,7 +190,9 @@ def cautions(source: Source) -> Iterator[Words]:
     yield from leaks(source)
     if source.running:
         yield Words("The study is running: what follows may change.", "loud")
-    yield from (Words(text) for text in (*choice.get("cautions", ()), *_small(source)))
+    # The choice's own cautions begin with what was said above.
+    more = [text for text in choice.get("cautions", ()) if text != OPTIMISTIC and text != SYNTHETIC.strip()]
+    yield from (Words(text) for text in (*more, *_small(source)))
 
 
 def leaks(source: Source) -> list[Words]:

@@ -16,7 +16,9 @@ from medtune.predictions import Predicted, Predictions
 from medtune.report.answer import leaks
 from medtune.report.parts import COLOURS, DASHES, GREY, Block, Plot, Section, Words, axis, band, line, points
 from medtune.report.source import Source
-from medtune.results import predicted
+from medtune.results import Study, predicted
+from medtune.storage.copies import fetch_records
+from medtune.storage.patience import reason
 
 MOST = 3
 RESAMPLES = 200
@@ -65,15 +67,25 @@ def _best(source: Source) -> Iterator[Finalist]:
 def _chosen(source: Source, choice: Mapping[str, Any]) -> Iterator[Finalist]:
     """The weights to deploy, and of each other finalist the run that is best on val."""
     chosen = choice["chosen"]
-    for one in sorted(choice["finalists"], key=lambda one: (one["trial"] != chosen["trial"], one["rank"]))[:MOST]:
+    trained = [one for one in choice["finalists"] if one["runs"]]
+    for one in sorted(trained, key=lambda one: (one["trial"] != chosen["trial"], one["rank"]))[:MOST]:
         deployed = one["trial"] == chosen["trial"]
         values = [run["value"] for run in one["runs"]]
         place = chosen["run"] if deployed else values.index((min if source.minimises(choice["by"]) else max)(values))
         run = one["runs"][place]
-        logits = predictions.read(source.study.folder / run["folder"])
+        logits = _logits(source.study, run["folder"])
         if logits:
             name = f"trial {one['trial']}, seed {run['seed']}"
             yield Finalist(name + (" (chosen)" if deployed else ""), logits, choice.get("temperature") if deployed else None)
+
+
+def _logits(study: Study, folder: str) -> Predictions | None:
+    if study.bucket:
+        try:
+            fetch_records(study.bucket, study.folder, folder)
+        except OSError as error:
+            raise StudyError(f"cannot read {folder} in {study.where}: {reason(error)}") from None
+    return predictions.read(study.folder / folder)
 
 
 def _plots(source: Source, split: str, found: Sequence[Finalist]) -> Iterator[Plot | Words]:

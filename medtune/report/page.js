@@ -4,7 +4,7 @@ const narrow = () => window.innerWidth < 640;
 
 // What all pictures share; their own layout goes over it.
 function layout(own) {
-  const legend = {orientation: "h", y: -0.18, yref: "paper", yanchor: "top", x: 0, font: {size: narrow() ? 11 : 12}};
+  const legend = {orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: {size: narrow() ? 11 : 12}};
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
     font: {family: "system-ui, sans-serif", size: narrow() ? 11 : 12.5}, legend,

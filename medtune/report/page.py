@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -35,7 +36,8 @@ def write(study: Study, path: Path) -> Path:
         part.write_text(to_html(read_source(study)))
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise StudyError(f"cannot write {path}: {error.strerror}. Name another file with -o") from None
     return path
 

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from medtune.audit import verdict_of
-from medtune.record import read_json
+from medtune.choose import read_choice
 from medtune.report.parts import some
 from medtune.results import GROUPS, Study, metric, rank
 from medtune.search.conductor import minimised
@@ -102,4 +102,4 @@ def read_source(study: Study) -> Source:
     there = journal.exists() and journal.stat().st_size
     trials = Ledger.read(journal).study.get_trials(deepcopy=False) if there else []
     by_number = {trial.number: trial for trial in trials}
-    return Source(study, by_number, read_json(study.folder / "choice.json"), verdict_of(study))
+    return Source(study, by_number, read_choice(study), verdict_of(study))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,6 +67,8 @@ class _Scale:
 
     def __init__(self, places: Mapping[Any, float] | None, low: float = 0.0, high: float = 1.0, log: bool = False) -> None:
         self.places, self.low, self.high, self.log = places, low, high, log
+        self.missing = False
+        """Whether some trial has no value."""
 
     @classmethod
     def of_numbers(cls, values: Any, log: bool) -> _Scale:
@@ -74,6 +77,7 @@ class _Scale:
 
     def place(self, value: Any) -> float:
         if value is None:
+            self.missing = True
             return NONE
         if self.places is not None:
             return self.places[value]
@@ -137,8 +141,9 @@ def _lines(
 def _parallel_layout(axes: Sequence[tuple[str, _Scale]]) -> dict[str, Any]:
     notes = []
     for place, (name, scale) in enumerate(axes):
-        notes.append({"x": place, "y": 1.08, "text": f"<b>{name}</b>", "showarrow": False, "yanchor": "bottom"})
-        for at, text in scale.ticks():
+        head = f"<b>{name.replace('.', '<br>.')}</b>"  # milestones.first: an axis has no room for it in one line
+        notes.append({"x": place, "y": 1.04, "text": head, "showarrow": False, "yanchor": "bottom"})
+        for at, text in [*scale.ticks(), *([(NONE, "none")] if scale.missing else [])]:
             notes.append({"x": place, "y": at, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4})
     bar = {"type": "line", "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1.5}}
     bars = [{**bar, "x0": place, "x1": place} for place in range(len(axes))]
@@ -174,18 +179,20 @@ def importance(source: Source) -> Plot | Words:
 
 
 def forests(trials: Sequence[FrozenTrial], seed: int = 0) -> dict[str, list[float]]:
-    """Each setting's share in every one of `FORESTS` forests, each fitted to trials drawn with replacement."""
+    """Each setting's share in `FORESTS` forests, each fitted to trials drawn with replacement.
+
+    Drawn trials that do not differ in settings and result make no forest; without any the answer is empty.
+    """
     generator = np.random.default_rng(seed)
     shares: dict[str, list[float]] = {}
-    if len({trial.value for trial in trials}) < 2:
-        return shares
     for forest in range(FORESTS):
         drawn = [trials[i] for i in generator.integers(0, len(trials), min(len(trials), DRAWN))]
         again = optuna.create_study()
         again.add_trials(drawn)
         evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=seed + forest)
-        for name, share in evaluator.evaluate(again).items():
-            shares.setdefault(name, []).append(share)
+        with contextlib.suppress(RuntimeError):  # fANOVA's word for trees without a split
+            for name, share in evaluator.evaluate(again).items():
+                shares.setdefault(name, []).append(share)
     return shares
 
 
