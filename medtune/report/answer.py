@@ -98,8 +98,9 @@ def _chosen(source: Source, choice: Mapping[str, Any]) -> list[Words | Table]:
     return [
         Words(f"Trial {chosen['trial']}: {brief({'model': model, **finalist['settings']})}", "verdict"),
         Words(
-            f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to the "
-            f"end; {some(len(choice['finalists']), 'finalist')} trained again from {some(len(choice['seeds']), 'other seed')}: "
+            f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to "
+            f"the end; {some(len(choice['finalists']), 'finalist')} trained again from "
+            f"{some(len(choice['seeds']), 'other seed')}: "
             f"mean {within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
             f"{run['seed']}."
         ),
