@@ -16,6 +16,7 @@ from rich.table import Table
 from medtune.audit.command import data_audit
 from medtune.choose.command import choose
 from medtune.deploy.export_command import export
+from medtune.deploy.gradcam_command import gradcam
 from medtune.deploy.predict_command import predict
 from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
@@ -383,6 +384,7 @@ COMMANDS: dict[str, Any] = {
     "choose": choose,
     "export": export,
     "predict": predict,
+    "gradcam": gradcam,
     "compare": compare,
     "curves": curves,
     "report": report,

@@ -9,6 +9,7 @@ import jinja2
 
 from medtune.record import plain
 
+WAYS = (("at_threshold", "threshold", "after"), ("argmax", "most probable, not calibrated", "before"))
 DECIDED = ("oa", "sensitivity", "specificity", "f1", "auc")
 
 
@@ -22,7 +23,7 @@ def _lines(figures: Mapping[str, Any]) -> list[list[str]]:
     """A line for each split and way of deciding."""
     lines = []
     for split, found in figures.items():
-        for kind, label, probs in (("at_threshold", "threshold", "after"), ("argmax", "most probable", "before")):
+        for kind, label, probs in WAYS:
             if found[kind] is not None:
                 decided = [_figure(found[kind].get(name)) for name in DECIDED]
                 rest = [_figure(found[probs][name]) for name in ("ece", "brier")]

@@ -50,6 +50,8 @@ def export(
         try:
             _fill(part, source, data, tolerance)
             part.chmod(0o755)
+            for file in part.iterdir():
+                file.chmod(0o644)
             os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -152,13 +154,15 @@ def _preprocessing(data: PairData, size: int) -> dict[str, Any]:
         "channels": channels,
         "height": height,
         "width": width,
+        "native_size": data.native_size,
         "image_size": size,
         "steps": [
             "turn the image the way up that its EXIF says; leave alpha out",
             "8-bit levels; 16-bit ones above 255 are divided by 257",
             "grey levels (ITU-R 601)" if channels == 1 else "RGB",
             f"resize to {width} x {height} px with Pillow's bilinear filter, whatever the shape (squeezed, not cropped), "
-            "rounded to whole levels: as the external test's images were",
+            "rounded to whole levels, as the external test's images were; "
+            f"one of {data.native_size} x {data.native_size} px, as the training images are, stays so",
             f"levels / 127.5 - 1, resized to {size} x {size} px, bilinear, antialiased, in float32"
             + (", the same in all three channels" if channels == 1 else ""),
         ],

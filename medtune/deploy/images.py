@@ -46,15 +46,18 @@ def read_image(source: Path | bytes) -> NDArray[np.uint8]:
     return to_array(levels, levels.height, levels.width)
 
 
-def as_tested(image: NDArray[np.uint8], channels: int, height: int, width: int) -> NDArray[np.uint8]:
+def as_tested(image: NDArray[np.uint8], channels: int, height: int, width: int, native: int) -> NDArray[np.uint8]:
     """An image (C, H, W) brought to what the external test's images were: uint8 (channels, height, width).
 
-    Raises ImageError for what is no such image.
+    One of the training files' own size, `native` a side, stays as it is, as those were validated and tested on. Raises
+    ImageError for what is no such image.
     """
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3) or 0 in array.shape:
         raise ImageError(f"an image must be uint8 (C, H, W) with 1 or 3 channels, got {array.dtype} {array.shape}")
     levels = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    if array.shape[1:] == (native, native):
+        height = width = native
     return to_array(to_levels(levels, channels), height, width)
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from medtune import metrics, models
+from medtune import models
 from medtune.config import Precision
 from medtune.deploy.bundle import LIKENESS, WEIGHTS, Bundle
 from medtune.deploy.images import as_tested
 from medtune.deploy.likeness import Reference, features_of, joined
 from medtune.errors import BundleError, MedtuneError
 from medtune.evaluate import default_device, eval_batch, logits_of
+from medtune.evidence.calibration import calibrated
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,24 @@ class Predictor:
         """Predictions for images uint8 (C, H, W) of any size, in order. Raises ImageError for what is no image."""
         if not images:
             return []
-        logits, features = self.outputs(self.prepared(images))
-        probs = metrics.softmax(logits / self.bundle.temperature)
-        far = self.reference.distances(features)
-        return [self._prediction(row, float(distance)) for row, distance in zip(probs, far, strict=True)]
+        stored = [self.prepared(image) for image in images]
+        sides = [image.shape[1:] for image in stored]
+        found: dict[int, Prediction] = {}
+        for side in dict.fromkeys(sides):
+            places = [place for place, own in enumerate(sides) if own == side]
+            logits, features = self.outputs(torch.stack([stored[place] for place in places]))
+            probs, far = calibrated(logits, self.bundle.temperature), self.reference.distances(features)
+            found |= {
+                place: self._prediction(row, float(distance))
+                for place, row, distance in zip(places, probs, far, strict=True)
+            }
+        return [found[place] for place in range(len(images))]
 
-    def prepared(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Images as those of the external test were stored: uint8 (B, C, H, W)."""
+    def prepared(self, image: NDArray[np.uint8]) -> Tensor:
+        """An image as those of the external test were stored: uint8 (C, H, W). Raises ImageError for what is no image."""
         about = self.bundle.manifest["preprocessing"]
-        stored = [as_tested(image, about["channels"], about["height"], about["width"]) for image in images]
-        return torch.from_numpy(np.stack(stored))
+        sizes = (about["height"], about["width"], about["native_size"])
+        return torch.from_numpy(as_tested(image, about["channels"], *sizes).copy())
 
     def outputs(self, images: Tensor) -> tuple[NDArray[np.float32], Tensor]:
         """Logits (B, K) of prepared images, and the features (B, D) that their likeness is told by."""
@@ -97,7 +106,7 @@ class Predictor:
         from medtune.deploy.gradcam import overlay
 
         with self._turn:
-            return overlay(self.bundle.model, self.model, self.prepared([image])[0], self.bundle.image_size)
+            return overlay(self.bundle.model, self.model, self.prepared(image), self.bundle.image_size)
 
     def _prediction(self, probs: NDArray[np.float64], distance: float) -> Prediction:
         classes, positive, threshold = self.bundle.classes, self.bundle.positive, self.bundle.threshold

@@ -47,7 +47,7 @@ def find(study: Study, trial: int | None, threshold: str | None) -> Source:
                 f"anew with medtune choose {study.name} --threshold {threshold}"
             )
         return _chosen(study, choice)
-    row = _row(study, trial)
+    row = row_of(study, trial)
     if trial is None:
         why = f"best of the trials trained to the end by {study.selection}; not retrained: medtune choose was not run"
     else:
@@ -96,7 +96,8 @@ def _source(
     return Source(study, trial, TrialConfig.from_dict(about["config"]), weights, found, why, cautions, decided, run)
 
 
-def _row(study: Study, trial: int | None) -> Row:
+def row_of(study: Study, trial: int | None) -> Row:
+    """A trial that was trained to the end, by default the best. Raises ConfigError, or StudyError where there is none."""
     if trial is None:
         ranked = rank(study, study.selection)
         if not ranked:
