@@ -196,13 +196,20 @@ def own_ray() -> Iterator[None]:
     """A Ray for the replicas alone, whatever cluster this machine is part of."""
     import ray
 
+    import psutil  # isort: skip  # Ray brings it, and lets it be imported
+
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         start_local_ray()
         yield
     finally:
+        started = psutil.Process().children(recursive=True)
         ray.shutdown()
+        # Ray's agents that have only just begun do not notice that it is gone.
+        for process in psutil.wait_procs(started, timeout=3)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def start_replicas(config: ServeConfig, bundle: Bundle, fleet: Fleet) -> None:
