@@ -20,14 +20,16 @@ SHOWN = {"oa": "OA", "sensitivity": "sensitivity", "specificity": "specificity",
 
 def answer(source: Source) -> Section:
     """The first section of the page."""
-    blocks: list[Any] = list(cautions(source))
     if source.choice:
-        blocks[:0] = _chosen(source, source.choice)
+        found = _chosen(source, source.choice)
     elif source.complete:
-        blocks[:0] = _best(source)
+        found = _best(source)
     else:
-        blocks[:0] = [Words(_nothing_yet(source))]
-    return Section("answer", "The answer", blocks)
+        found = [Words(_nothing_yet(source))]
+    # What must be known stands before the figures that it bears on.
+    tables = [block for block in found if isinstance(block, Table)]
+    words = [block for block in found if isinstance(block, Words)]
+    return Section("answer", "The answer", [*words, *cautions(source), *tables])
 
 
 def _nothing_yet(source: Source) -> str:
@@ -98,10 +100,10 @@ def _chosen(source: Source, choice: Mapping[str, Any]) -> list[Words | Table]:
     return [
         Words(f"Trial {chosen['trial']}: {brief({'model': model, **finalist['settings']})}", "verdict"),
         Words(
-            f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to "
-            f"the end; {some(len(choice['finalists']), 'finalist')} trained again from "
-            f"{some(len(choice['seeds']), 'other seed')}: "
-            f"mean {within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
+            f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to the "
+            f"end; {some(len(choice['finalists']), 'finalist')} trained again from "
+            f"{some(len(choice['seeds']), 'other seed')}: mean "
+            f"{within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
             f"{run['seed']}."
         ),
         *([Words(f"Ties: {choice['ties']}", "loud")] if choice.get("ties") else []),

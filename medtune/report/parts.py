@@ -107,8 +107,8 @@ def three(value: float | None) -> str:
 
 
 def within(value: float | None, low: float | None, high: float | None) -> str:
-    """A figure and its interval: `0.912 [0.887, 0.934]`."""
-    return three(value) + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+    """A figure and its interval: `0.912 [0.887, 0.934]`; a line may break before the interval, not in it."""
+    return three(value) + (f" [{low:.3f},\u00a0{high:.3f}]" if low is not None and high is not None else "")
 
 
 def spread(items: Sequence[Item], most: int) -> Sequence[Item]:

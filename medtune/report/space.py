@@ -157,8 +157,8 @@ def _parallel_layout(axes: Sequence[tuple[str, _Scale]]) -> dict[str, Any]:
 # --- importance -----------------------------------------------------------------------------------------------------
 
 FORESTS = 16
-TREES = 32
-DRAWN = 300
+TREES = 16
+DRAWN = 150
 """Trials that a forest is fitted to at most."""
 ENOUGH = 15
 """Fewer trials than this trained to the end say nothing of importance."""

@@ -266,7 +266,7 @@ def test_a_choice_comes_first_with_ties_threshold_and_cautions(made):
     said = words(study)
     assert "trial 0 cannot be told" in said and "two seeds say little" in said and "Not yet retrained" not in said
     cells = [cell for table in parts(study, Table) for row in table.rows for cell in row]
-    assert "from 0.370 on (youden, set on val)" in cells and "0.812 [0.700, 0.900]" in cells
+    assert "from 0.370 on (youden, set on val)" in cells and "0.812 [0.700,\u00a00.900]" in cells
     assert "2 (tied with the first)" in cells
     names = [one["name"] for one in plot(study, "calibration-val").data]
     assert "trial 2, seed 8 (chosen), temperature 1.40" in names
