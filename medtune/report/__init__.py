@@ -3,7 +3,3 @@
 `page` puts the sections together; each of the other modules makes one or two of them from a `Source`. plotly.js is
 embedded once, in full: the Python package ships no smaller bundle, and it is most of the file.
 """
-
-from medtune.report.page import FILE, write
-
-__all__ = ["FILE", "write"]

@@ -18,7 +18,7 @@ def report(study: tyro.conf.Positional[str], *, output: OutputPath = None, stora
         output: File to write; default: report.html in the study's folder, or here where the study is in a bucket.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
-    from medtune.report import FILE, write
+    from medtune.report.page import FILE, write
     from medtune.results import SYNTHETIC, load_study
 
     found = load_study(study, storage)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from medtune.report import write
+from medtune.report.page import write
 from tests.report.test_report import logits_of
 from tests.support.made_study import MadeStudy
 

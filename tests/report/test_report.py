@@ -13,11 +13,10 @@ from medtune.errors import StudyError
 from medtune.metrics import classification, intervals, softmax
 from medtune.predictions import Predicted
 from medtune.record import write_json
-from medtune.report import write
 from medtune.report.effort import computing
 from medtune.report.finalists import GRID, roc_band
 from medtune.report.keep import kept_up
-from medtune.report.page import sections
+from medtune.report.page import sections, write
 from medtune.report.parts import Plot, Table, Words
 from medtune.report.source import read_source
 from medtune.report.space import ENOUGH, forests
