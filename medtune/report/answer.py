@@ -105,6 +105,8 @@ def _chosen(source: Source, choice: Mapping[str, Any]) -> list[Words | Table]:
             f"{some(len(choice['seeds']), 'other seed')}: mean "
             f"{within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
             f"{run['seed']}."
+            f"{within(finalist['mean'], finalist['low'], finalist['high'])}. "
+            f"The weights to deploy are those of seed {run['seed']}."
         ),
         *([Words(f"Ties: {choice['ties']}", "loud")] if choice.get("ties") else []),
         *tables,
