@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medtune.audit import sentence
 from medtune.progress import seconds_of
 from medtune.results import SYNTHETIC, Study
 from medtune.search.ledger import Row
@@ -51,6 +52,8 @@ def note(study: Study) -> str:
         "the figure is then optimistic and cannot stand as the test of it.",
         "This page shows the study and changes nothing in it.",
     ]
+    if leaks := sentence(study):
+        lines.insert(2, f"External set: {leaks}.")
     return "\n\n".join([f"**{SYNTHETIC.strip()}**", *lines] if study.record["synthetic"] else lines)
 
 

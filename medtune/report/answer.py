@@ -103,8 +103,6 @@ def _chosen(source: Source, choice: Mapping[str, Any]) -> list[Words | Table]:
             f"Why: {chosen['why']}. Chosen by {choice['by']} among {some(choice['candidates'], 'trial')} trained to the "
             f"end; {some(len(choice['finalists']), 'finalist')} trained again from "
             f"{some(len(choice['seeds']), 'other seed')}: mean "
-            f"{within(finalist['mean'], finalist['low'], finalist['high'])}. The weights to deploy are those of seed "
-            f"{run['seed']}."
             f"{within(finalist['mean'], finalist['low'], finalist['high'])}. "
             f"The weights to deploy are those of seed {run['seed']}."
         ),

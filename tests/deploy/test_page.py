@@ -9,7 +9,6 @@ from playwright.sync_api import expect, sync_playwright
 from tests.support.made_bundle import make_bundle, picture, png
 from tests.support.served import served
 
-pytest.importorskip("medtune.deploy.gradcam")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TOKEN = "a-token-of-some-length"

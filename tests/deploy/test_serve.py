@@ -20,8 +20,6 @@ from medtune.deploy.serving import TOKEN
 from tests.support.made_bundle import make_bundle, picture, png
 from tests.support.served import below, served, starting, wait_for
 
-pytest.importorskip("medtune.deploy.gradcam")
-
 REPLICA = "ray::ServeReplica"
 
 
