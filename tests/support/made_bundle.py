@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from medtune import models
-from medtune.deploy import likeness
-from medtune.deploy.bundle import FEATURES, WEIGHTS, seal
+from medtune.deploy.bundle import LIKENESS, WEIGHTS, seal
+from medtune.deploy.likeness import Reference, features_of, joined
 
 SIDE = 32
 
@@ -24,17 +24,17 @@ def make_bundle(folder: Path, *, model: str = "vim_tiny", seed: int = 0) -> Path
     torch.manual_seed(seed)
     net = models.build(model, num_classes=2, in_channels=3).eval()
     with torch.no_grad():
-        likeness.last_layer(net).weight.mul_(40)
+        net.get_parameter("head.weight").mul_(40)
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
-    with torch.no_grad(), likeness.features_of(net) as found:
+    with torch.no_grad(), features_of(model, net) as found:
         net(torch.rand(16, 3, SIDE, SIDE))
-    save_file({"features": likeness.scaled(found[0])}, folder / FEATURES)
+    save_file(dict(Reference.of(joined(found)).tensors()), folder / LIKENESS)
     about = {
         "model": model,
         "classes": ["normal", "pneumonia"],
         "precision": "fp32",
         "code": {"version": "0"},
-        "preprocessing": {"image_size": SIDE, "channels": 1, "height": SIDE, "width": SIDE},
+        "preprocessing": {"image_size": SIDE, "channels": 1, "height": SIDE, "width": SIDE, "native_size": SIDE},
         "decision": {"threshold": 0.4, "temperature": 1.5},
         "likeness": {"limit": 0.5},
     }

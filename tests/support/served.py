@@ -67,7 +67,7 @@ def starting(
                 process.kill()
 
 
-def wait_for(log: Path, pattern: str, process: subprocess.Popen[str], seconds: float = 60) -> str:
+def wait_for(log: Path, pattern: str, process: subprocess.Popen[str], seconds: float = 180) -> str:
     """The first group of a pattern, once it is in the output."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
