@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: env sweep test test-slow test-cluster lint clean
+.PHONY: env sweep test test-slow test-browser test-cluster lint clean
 
 env: .venv/.installed
 
@@ -23,6 +23,10 @@ test: env
 
 test-slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Pages in a real browser: needs Chromium on the path.
+test-browser: env
+	@$(BIN)/python -m pytest -m browser $(ARGS)
 
 # Hosts in namespaces on this machine: needs root, openssh-server, rsync and iproute2.
 test-cluster: env

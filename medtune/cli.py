@@ -13,11 +13,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from medtune.audit.command import data_audit
 from medtune.choose.command import choose
 from medtune.deploy.export_command import export
 from medtune.deploy.gradcam_command import gradcam
 from medtune.deploy.predict_command import predict
+from medtune.deploy.serve_command import serve
 from medtune.errors import ConfigError, DataError, MedtuneError
+from medtune.report.command import report
+from medtune.seeing import dashboard, wandb
 
 StudyName = tyro.conf.Positional[str]
 OutputPath = Annotated[Path | None, tyro.conf.arg(aliases=["-o"])]
@@ -60,6 +64,7 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
+    from medtune.audit import sentence
     from medtune.progress import brief
     from medtune.results import SYNTHETIC, load_study, trial_summary
     from medtune.usage import lines, read_usage
@@ -84,6 +89,8 @@ def trials(study: StudyName, *, storage: str | None = None, json: bool = False) 
     if interrupted:
         print("faults: times its process or machine died; errors: of its own, after which it was tried again")
     print(f"ext.: external test on {found.record['data']['external_name']}, images as they are")
+    if leaks := sentence(found):
+        print(f"  {leaks}")
     for line in lines(read_usage(found.folder)):
         print(line)
     if found.record["synthetic"]:
@@ -95,6 +102,7 @@ def best(
     *,
     by: str | None = None,
     top: int = 1,
+    drop_leaked: bool = False,
     storage: str | None = None,
     json: bool = False,
 ) -> None:
@@ -104,13 +112,17 @@ def best(
         study: The study's name, or its folder.
         by: Metric to rank by; default: the study's selection metric, on val.
         top: How many to show.
+        drop_leaked: Also give the external figures without the images that have near-duplicates in the training set.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
     from medtune.results import best as answer
-    from medtune.results import load_study, print_best
+    from medtune.results import load_study, print_best, without_leaked
 
-    found = answer(load_study(study, storage), by, max(1, top))
+    read = load_study(study, storage)
+    found = answer(read, by, max(1, top))
+    for trial in found["trials"] if drop_leaked else ():
+        trial["without_leaked"] = without_leaked(read, trial["number"])
     _print_json(found) if json else print_best(found)
 
 
@@ -174,6 +186,7 @@ def evaluate(
     native_size: int | None = None,
     data_dir: Path | None = None,
     external_dir: Path | None = None,
+    drop_leaked: bool = False,
     json: bool = False,
 ) -> None:
     """Test a checkpoint, ours or a published one, on val, test and the external set.
@@ -186,6 +199,7 @@ def evaluate(
         native_size: Side in px of the training set's files; default: the checkpoint's, else 28.
         data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
         external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
+        drop_leaked: Also give the external figures without the images that have near-duplicates in the training set.
         json: Print JSON.
     """
     from medtune.evaluate import evaluate_checkpoint
@@ -199,8 +213,14 @@ def evaluate(
         native_size=native_size,
         data_dir=data_dir,
         external_dir=external_dir,
+        drop_leaked=drop_leaked,
     )
-    _print_json(found) if json else print_figures(found)
+    if json:
+        return _print_json(found)
+    print_figures(found)
+    for part in found.get("without_leaked", ()):
+        print(part["words"])
+        print_figures(part["figures"])
 
 
 def sync(study: StudyName, *, storage: str | None = None) -> None:
@@ -367,11 +387,15 @@ COMMANDS: dict[str, Any] = {
     "gradcam": gradcam,
     "compare": compare,
     "curves": curves,
+    "report": report,
     "evaluate": evaluate,
     "sync": sync,
+    "dashboard": dashboard,
+    "wandb": wandb,
     "models": models,
     "doctor": doctor,
-    "data": {"get": data_get, "check": data_check, "where": data_where},
+    "data": {"get": data_get, "check": data_check, "where": data_where, "audit": data_audit},
+    "serve": serve,
 }
 
 

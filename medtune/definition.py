@@ -18,6 +18,7 @@ from medtune.errors import ConfigError, StudyError
 from medtune.record import write_json
 from medtune.search.plan import COSTS, Settings
 from medtune.search.space import SearchSpace
+from medtune.wandb_space import parameters
 
 # Not part of what a study is: they may differ from one launch to the next.
 _FREE = {"preset", "name", "storage", "new", "trials", "keep", "concurrent", "cpus_per_trial", "gpus_per_trial"} | {
@@ -113,9 +114,11 @@ def describe(config: StudyConfig, definition: Definition, data: PairData) -> dic
     return {"settings": settings, "space": definition.space.describe(), "first": first, "data": about} | {
         "script": definition.script,
         "preset": config.preset,
+        "classes": list(data.classes),
         "synthetic": data.synthetic,
         "verified_cpn": data.verified_cpn,
         "planned": definition.planned,
+        "parameters": parameters(definition.space),
         "rungs": list(config.rungs(epochs)),
         "epochs": epochs,
         "selection": config.trial.selection,

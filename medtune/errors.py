@@ -34,6 +34,10 @@ class BundleError(MedtuneError):
     """A bundle that is missing, was changed since it was written, or cannot be written as asked."""
 
 
+class ServeError(MedtuneError):
+    """Serving that cannot be started, or cannot go on."""
+
+
 class StudyError(MedtuneError):
     """A study that cannot be started, continued or read as asked."""
 

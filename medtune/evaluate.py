@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medtune import metrics, models
+from medtune.audit.dropped import leak_figures
 from medtune.config import Precision, TrialConfig
 from medtune.data import PairData, Split, limit, load_pair
 from medtune.errors import CheckpointError, MedtuneError
@@ -241,6 +242,7 @@ def evaluate_checkpoint(
     data_dir: Path | None = None,
     external_dir: Path | None = None,
     external_limit: int | None = None,
+    drop_leaked: bool = False,
     resamples: int = 1000,
     precision: Precision = "auto",
     device: torch.device | None = None,
@@ -248,8 +250,9 @@ def evaluate_checkpoint(
     """All figures of a checkpoint, ours or published: `val/*`, `test/*`, `external/*`, `external_matched/*`, "curves".
 
     Ours know their model, pair and sizes; published weights need `model` (the rest: 224 px, pneumoniamnist-cpn, 28 px).
-    All external images are tested unless `external_limit` says less. Raises CheckpointError for a file that cannot be
-    read or is of another model, DataError for data that are missing.
+    All external images are tested unless `external_limit` says less. "leaks" is the verdict on the pair, if it was audited;
+    with `drop_leaked` it is, and "without_leaked" has the external figures without leaked images (`medtune.audit.dropped`).
+    Raises CheckpointError for a file that cannot be read or is of another model, DataError for data that are missing.
     """
     path = Path(path)
     device = device or default_device()
@@ -259,6 +262,7 @@ def evaluate_checkpoint(
     changes = {name: value for name, value in given.items() if value is not None}
     config = config.replace(**changes, resamples=resamples, precision=precision)
     data = load_pair(config.pair, native_size=config.native_size, data_dir=data_dir, external_dir=external_dir)
+    whole = data
     data = limit(data, train_limit=None, external_limit=external_limit)
     network = models.build(config.model, num_classes=len(data.classes), in_channels=3)
     try:
@@ -267,9 +271,12 @@ def evaluate_checkpoint(
         raise CheckpointError(f"{path} as {config.model}: {error}") from error
     network = network.to(device)
     logits = predict(network, data.val, config.image_size, device, precision)
-    tests = own_test(network, config, data, device) | external_test(network, config, data, device)
+    external = external_test(network, config, data, device)
+    leaks = leak_figures(whole, external["predictions"], external_limit, resamples, drop_leaked)
+    tests = own_test(network, config, data, device) | external
     del tests["predictions"]
     return {
+        **leaks,
         "checkpoint": str(path),
         "model": config.model,
         "epoch": about["epoch"] if about else None,

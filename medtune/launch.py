@@ -234,18 +234,24 @@ def start_ray() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cluster = cluster_address()
     if cluster:
         named = "$RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else str(CLUSTER_FILE)
         try:
-            ray.init(address=cluster, **common)
+            ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StudyError(
                 f"no Ray cluster answers at the address in {named}: {str(error).splitlines()[0]}. If it is gone, "
                 f"`ray stop` or removing {named} lets the study run on this machine alone"
             ) from None
         return
+    start_local_ray()
+
+
+def start_local_ray() -> None:
+    """Start Ray on this machine alone, on the loopback interface."""
+    import ray
+
     # Ray binds some ports on every interface whatever it is told: from 2.60 on a cluster that it starts here lets in
     # nobody without the user's token (~/.ray/auth_token, made when missing).
     ray.init(
@@ -254,7 +260,8 @@ def start_ray() -> None:
         _node_ip_address="127.0.0.1",
         # The images travel through files, not through Ray's object store.
         object_store_memory=100 * 2**20,
-        **common,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -41,6 +42,15 @@ def duration(seconds: float) -> str:
 def seconds_of(row: Row) -> float:
     """Time a trial has taken, all attempts together."""
     return float(sum(row.latest.get("seconds", {}).values()))
+
+
+def saved(rows: Iterable[Row], shared: int) -> tuple[int, float]:
+    """What ASHA saved: epochs that stopped trials were not trained for, and seconds at their own pace.
+
+    `shared`: the epochs of trials that do not vary them.
+    """
+    left = [(row, row.epochs(shared) - row.epoch) for row in rows if row.state == "PRUNED" and row.epoch]
+    return sum(epochs for _, epochs in left), sum(seconds_of(row) / row.epoch * epochs for row, epochs in left)
 
 
 class Progress:
@@ -172,13 +182,9 @@ class Progress:
         if best is not None and best.value is not None:
             lines.append(f"best so far: trial {best.number}, {self.config.trial.selection} {best.value:.4f}")
             lines.append(f"  {brief(best.settings or {})}")
-        pruned = [
-            (row, row.epochs(self.config.trial.epochs) - row.epoch) for row in rows if row.state == "PRUNED" and row.epoch
-        ]
-        epochs = sum(left for _, left in pruned)
-        saved = sum(seconds_of(row) / row.epoch * left for row, left in pruned)
+        epochs, seconds = saved(rows, self.config.trial.epochs)
         if epochs:
-            lines.append(f"stopped early: {epochs} epochs, about {duration(saved)} of computing saved")
+            lines.append(f"stopped early: {epochs} epochs, about {duration(seconds)} of computing saved")
         left = self._time_left(rows)
         if left is not None:
             lines.append(f"time left: about {duration(left)}")

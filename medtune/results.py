@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 
 from medtune import predictions
+from medtune.audit.verdict import sentence, verdict_of
 from medtune.choose.record import mention
 from medtune.config import TrialConfig
 from medtune.definition import read_study
@@ -244,6 +245,7 @@ def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
         "caution": OPTIMISTIC if optimistic(by) else None,
         "synthetic": study.record["synthetic"],
         "external_set": study.record["data"]["external_name"],
+        "leaks": sentence(study),
         "choice": mention(study),
         "trials": [
             {
@@ -257,12 +259,29 @@ def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
     }
 
 
+def without_leaked(study: Study, number: int) -> list[dict[str, Any]]:
+    """A trial's external figures without leaked images; see `medtune.audit.dropped`. Raises StudyError where none can be."""
+    from medtune.audit.dropped import without_leaked
+
+    row = next(row for row in study.rows if row.number == number)
+    verdict, found = verdict_of(study), predicted(study, row)
+    if verdict is None:
+        raise StudyError(f"which images are leaked is not known: run `medtune data audit --study {study.name}` first")
+    if found is None:
+        raise StudyError(f"trial {number} left no predictions: figures without leaked images cannot be computed")
+    cpn = study.record["verified_cpn"]
+    return without_leaked(found, verdict, resamples=trial_config(study, row).resamples, cpn=cpn)
+
+
 def print_outcome(folder: Path) -> bool:
     """What a sweep prints at its end: the best configuration, where everything lies, what to type next.
 
     Returns whether there is one: a study whose trials all failed has none.
     """
+    from medtune.report.keep import last_page  # which imports this module
+
     study = _read(folder)
+    page = last_page(study)
     try:
         answer = best(study)
     except StudyError:
@@ -270,10 +289,11 @@ def print_outcome(folder: Path) -> bool:
         print(f"\nno trial was trained to the end; everything of this study: {study.where}")
         for cause, count in causes.most_common():
             print(f"  {count} failed: {cause}")
+        print(page)
         return False
     print()
     print_best(answer)
-    print(f"\neverything of this study: {study.where}")
+    print(f"\neverything of this study: {study.where}\n{page}")
     root, _, _ = study.where.rpartition("/")
     default = storage_root(None)
     at = "" if root == (default.uri if isinstance(default, Bucket) else str(default)) else f" --storage {root}"
@@ -299,7 +319,10 @@ def print_best(answer: Mapping[str, Any]) -> None:
         print(f"  {config['image_size']} px, {batch}, {config['epochs']} epochs, seed {config['seed']}")
         print(f"  ranked by {answer['ranked_by']} = {trial['ranked_value']:.4f} among {answer['of']} trained to the end")
         print(f"  val at its best epoch, {trial['best'].get('epoch')}: {'  '.join(_figures(trial['best'], 'val'))}")
-        print_figures(trial["external"] | {"external/name": answer["external_set"]})
+        print_figures(trial["external"] | {"external/name": answer["external_set"], "leaks": answer["leaks"]})
+        for part in trial.get("without_leaked", ()):
+            print(f"  {part['words']}")
+            print_figures(part["figures"])
         print(f"  checkpoint: {trial['checkpoint'] or 'not kept (see --keep)'}")
         print(f"  trained for {duration(trial['seconds'])} on {trial['node']}")
     if answer["choice"]:
@@ -350,6 +373,8 @@ def print_figures(source: Mapping[str, Any]) -> None:
             print(f"  {label}")
         for start in range(0, len(figures), 3):
             print("    " + "   ".join(figures[start : start + 3]))
+    if source.get("leaks"):
+        print(f"  external set: {source['leaks']}")
     for warning in source.get("warnings", ()):
         print(f"  warning: {warning}")
     if source.get("synthetic"):

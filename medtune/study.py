@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from medtune.audit.verdict import at_start as audit_at_start
 from medtune.config import StudyConfig
 from medtune.data import PairData, load_pair
 from medtune.data.pack import open_pack
@@ -16,6 +17,7 @@ from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, u
 from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
 from medtune.record import read_json
+from medtune.report.keep import kept_up
 from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
 from medtune.storage.bucket import Bucket
@@ -61,6 +63,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
     ):
         progress.log = driver.log
         check_same_study(home.folder, name, config, definition, data)
+        audit_at_start(home.folder, data, config.trial.external_limit, progress.say)
         ledger = Ledger.open(home.folder / LEDGER, name, "minimize" if _minimise(config) else "maximize")
         conductor = Conductor(
             ledger,
@@ -118,12 +121,12 @@ def _run(
     trainable: type | None,
 ) -> None:
     """Launch what is left, with the uploader beside it."""
-    uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where)
+    uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where, project=config.wandb_project)
     uploader.start()
     progress.say(f"  {uploader.describe()}")
     patience = 3.0
     try:
-        with progress:
+        with kept_up(home), progress:
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
     finally:

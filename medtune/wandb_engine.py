@@ -23,11 +23,14 @@ import filelock
 
 from medtune.wandb_env import KeyRefused, TrackingError, check, find_account
 from medtune.wandb_files import RunFile, run_files
+from medtune.wandb_sweep import SweepKeeper
 
 PARALLEL = 8
 """Finished runs uploaded at a time; running ones are all followed."""
 RUN_SECONDS = 180.0
 """The longest that one finished run may take."""
+HEARD_SECONDS = 5.0
+"""After which a run that is being followed is there to be attached to the sweep."""
 _ERROR = 40
 
 
@@ -61,6 +64,7 @@ class Upload:
     file: RunFile
     follow: bool
     """Whether it is being written to."""
+    begun: float = field(default_factory=time.monotonic)
     trouble: Trouble = field(default_factory=Trouble)
     task: asyncio.Future[None] = field(init=False)
 
@@ -68,8 +72,9 @@ class Upload:
 class Engine:
     """Uploads a study's runs until all are there (`live=False`), or until told to stop."""
 
-    def __init__(self, study: Path, live: bool, emit: Callable[..., None]) -> None:
+    def __init__(self, study: Path, project: str, live: bool, emit: Callable[..., None]) -> None:
         self.study = study
+        self.project = project
         self.live = live
         self.emit = emit
         self.uploads: dict[str, Upload] = {}
@@ -89,11 +94,16 @@ class Engine:
         """To the end."""
         self.core = core
         await self._reach()
+        account = find_account()
+        assert account is not None
+        entity = core.settings.entity
+        self.keeper = SweepKeeper(account, self.study, self.project, entity, self.emit)
         while self.reachable:
             files = run_files(self.study, self.cache)
             self._let_go(files)
             waiting = [file for file in files if self._wanted(file)]
-            if self._over(waiting):
+            attaching = self.keeper.tend(files, self._followed())
+            if self._over(waiting, attaching):
                 break
             self._begin(waiting)
             await self._pause(1.0 if self.live else 0.1)
@@ -130,12 +140,17 @@ class Engine:
         while (left := end - time.monotonic()) > 0 and self.deadline == told:
             await asyncio.sleep(min(0.1, left))
 
-    def _over(self, waiting: list[RunFile]) -> bool:
+    def _followed(self) -> set[str]:
+        """Running runs that the server has heard of by now."""
+        heard = time.monotonic() - HEARD_SECONDS
+        return {upload.file.run for upload in self.uploads.values() if upload.follow and upload.begun < heard}
+
+    def _over(self, waiting: list[RunFile], attaching: bool) -> bool:
         if self.deadline is not None:
             hopeless = bool(self.uploads) and all(upload.trouble.lasting for upload in self.uploads.values())
-            return hopeless or time.monotonic() > self.deadline or not (self.uploads or waiting)
+            return hopeless or time.monotonic() > self.deadline or not (self.uploads or waiting or attaching)
         # The server began to fail: what is left would fail as well, slowly.
-        return not self.live and (self.failures >= 3 or not (self.uploads or waiting))
+        return not self.live and (self.failures >= 3 or not (self.uploads or waiting or attaching))
 
     def _wanted(self, file: RunFile) -> bool:
         """Whether it is to be started, now or later."""
@@ -282,7 +297,7 @@ def main() -> None:
         except OSError:
             os._exit(1)
 
-    engine = Engine(study, settings["live"], emit)
+    engine = Engine(study, settings["project"], settings["live"], emit)
     threading.Thread(target=_listen, args=(engine,), daemon=True).start()
     lock = filelock.FileLock(study / "wandb" / "upload.lock")
     try:

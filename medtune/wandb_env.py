@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from medtune.errors import MedtuneError
@@ -84,12 +85,19 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def check(account: Account) -> None:
     """Ask the server who the key's owner is. Takes 15 s at most; raises TrackingError where uploads would fail."""
+    viewer = ask(account, "query Viewer { viewer { id } }").get("viewer")
+    if viewer is None and account.key:
+        raise KeyRefused(f"{account.url} does not know the key. {how_to_log_in()}")
+
+
+def ask(account: Account, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The data of a GraphQL answer. Takes 15 s at most; raises TrackingError where there is none."""
     import requests
 
     auth = ("api", account.key) if account.key else None
-    query = {"query": "query Viewer { viewer { id } }"}
+    call = {"query": query, "variables": dict(variables or {})}
     try:
-        answer = requests.post(f"{account.url}/graphql", json=query, auth=auth, timeout=(5, 10))
+        answer = requests.post(f"{account.url}/graphql", json=call, auth=auth, timeout=(5, 10))
     except requests.RequestException as error:
         raise ServerUnreachable(f"{account.url} does not answer ({_root(error)})") from None
     if answer.status_code in (401, 403):
@@ -97,11 +105,18 @@ def check(account: Account) -> None:
     if answer.status_code != 200:
         raise ServerUnreachable(f"{account.url} answers with HTTP {answer.status_code}")
     try:
-        viewer = (answer.json().get("data") or {}).get("viewer")
+        body = answer.json()
+        data, errors = body.get("data") or {}, body.get("errors") or []
     except (ValueError, AttributeError):
         raise ServerUnreachable(f"{account.url} does not answer as a W&B server does: check WANDB_BASE_URL") from None
-    if viewer is None and account.key:
-        raise KeyRefused(f"{account.url} does not know the key. {how_to_log_in()}")
+    if errors and not data:
+        raise TrackingError(f"{account.url} refuses: {errors[0].get('message', errors[0])}")
+    return dict(data)
+
+
+def app_url(server: str) -> str:
+    """Where the pages of a server's API are."""
+    return server.replace("://api.", "://", 1)
 
 
 def _root(error: Exception) -> str:

@@ -31,6 +31,8 @@ class RunFile:
     """How the attempt ended; None while it is being written, or when its process was killed."""
     size: int
     changed: float
+    project: str
+    """The project of W&B's that it is a run of."""
 
     @property
     def finished(self) -> bool:
@@ -46,6 +48,16 @@ class RunFile:
         """Whether the server has it as it is now."""
         mark = read_json(self.path.with_name(UPLOADED))
         return mark is not None and mark.get("size") == self.size
+
+    @property
+    def sweep(self) -> str | None:
+        """The sweep that it was attached to since it was uploaded."""
+        return (read_json(self.path.with_name(UPLOADED)) or {}).get("sweep")
+
+    def mark_attached(self, sweep: str) -> None:
+        """Note that the server has what was uploaded as one of that sweep's runs."""
+        mark = self.path.with_name(UPLOADED)
+        write_json(mark, (read_json(mark) or {}) | {"sweep": sweep})
 
     def mark_uploaded(self, size: int) -> None:
         """Note that the server has `size` bytes of it."""
@@ -78,4 +90,5 @@ def _read(path: Path) -> RunFile | None:
         return None
     run = mark.get("run", path.stem.removeprefix("run-"))
     number, attempt = mark.get("number", -1), mark.get("attempt", 0)
-    return RunFile(path, run, number, attempt, mark.get("state"), stat.st_size, stat.st_mtime)
+    project = mark.get("project", "medtune")
+    return RunFile(path, run, number, attempt, mark.get("state"), stat.st_size, stat.st_mtime, project)

@@ -64,7 +64,8 @@ class WandbRun:
         self.number = number
         self.attempt = attempt
         self.record = record
-        self.mark = {"run": run_id(study_id, number), "number": number, "attempt": attempt}
+        self.mark = {"run": run_id(study_id, number), "number": number, "attempt": attempt, "project": project}
+        self.selection = config.get("selection")
         self.directory: Path | None = None
         self._run: Any = None
         self._pending: dict[str, Any] = {}
@@ -124,7 +125,7 @@ class WandbRun:
             "group": group or study_id,
             "name": f"trial {self.number:04d} {config.get('model', '')} {config.get('optimizer', '')}".strip(),
             "tags": tags,
-            "config": local.plain(config),
+            "config": local.plain(config | _milestone_columns(config)),
         }
         try:
             run = wandb.init(settings=_settings(wandb, folder), **given)
@@ -159,6 +160,8 @@ class WandbRun:
         self._last_epoch = int(values["epoch"])
         step = self._last_epoch if step is None else step
         row: dict[str, Any] = _numbers(values) | _numbers(values.get("metrics") or {}) | _numbers(tested)
+        if self.selection and "best_value" in row:
+            row[f"best/{self.selection}"] = row["best_value"]  # the sweep's metric, while the run goes on as well
         for name, curves in self._curves.items():
             row |= _plots(self._run, curves, name, step)
         self._curves = {}
@@ -241,6 +244,15 @@ def _settings(wandb: Any, folder: Path) -> Any:
         finish_timeout=15.0,
         summary_timeout=15,
     )
+
+
+def _milestone_columns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Milestones as the numbers that a sweep's page can draw; see `medtune.wandb_space`."""
+    marks = config.get("milestones")
+    if not marks or config.get("schedule") == "constant":
+        return {}
+    gap = {"milestones_gap": marks[1] - marks[0]} if len(marks) > 1 else {}
+    return {"milestones_first": marks[0], "milestones_count": len(marks)} | gap
 
 
 def _external_names(metrics: Mapping[str, Any]) -> dict[str, Any]:

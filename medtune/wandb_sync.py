@@ -31,6 +31,7 @@ from medtune.wandb_env import (
     user_says_offline,
 )
 from medtune.wandb_files import run_files
+from medtune.wandb_sweep import unattached
 
 SILENCE_SECONDS = 300.0
 """`sync` gives up on its process after this long without a word from it: a run may take 180 s."""
@@ -51,6 +52,10 @@ class SyncReport:
     """Runs that are still being written."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why, for those of `left` that were tried."""
+    sweep: str | None = None
+    """The address of the study's sweep."""
+    no_sweep: str | None = None
+    """Why there is none, or not all runs are in it."""
     problem: str | None = None
     """What stood in the way of all of them."""
 
@@ -66,6 +71,10 @@ class SyncReport:
             lines = ["W&B: all runs were uploaded before"]
         if self.running:
             lines.append(f"  {_runs(len(self.running))} still being written: left for later")
+        if self.sweep:
+            lines.append(f"  the study's sweep: {self.sweep}")
+        if self.no_sweep:
+            lines.append(f"  not all runs are in the study's sweep, which changes nothing in them: {self.no_sweep}")
         if self.problem:
             lines.append(f"  {self.problem}")
         lines += [f"  {run}: {why}" for run, why in sorted(self.failed.items()) if run in self.left]
@@ -91,10 +100,11 @@ def sync(study_folder: Path, say: Say = print, where: str | None = None) -> Sync
         raise TrackingError(f"no W&B runs in {study_folder / 'wandb'}: the study was run with --wandb off")
     report = SyncReport(where or str(study_folder))
     todo = sum(not file.uploaded for file in files)
-    if not todo:
+    if not todo and not unattached(study_folder, files, account.url):
         return report
-    say(f"W&B: {_runs(todo)} to upload to {account.url}")
-    engine = _Engine(study_folder, account, live=False)
+    if todo:
+        say(f"W&B: {_runs(todo)} to upload to {account.url}")
+    engine = _Engine(study_folder, account, files[0].project, live=False)
     while (event := engine.next_event(SILENCE_SECONDS)) is not None:
         _take(event, report)
         if event["event"] == "uploaded":
@@ -124,12 +134,21 @@ class Uploader:
     """
 
     def __init__(
-        self, study_folder: Path, mode: WandbMode = "auto", say: Say = print, where: str | None = None
+        self,
+        study_folder: Path,
+        mode: WandbMode = "auto",
+        say: Say = print,
+        where: str | None = None,
+        project: str = "medtune",
     ) -> None:
-        """`say` hears, from another thread, one line for each new kind of problem. `where`: as in `sync`."""
+        """`project`: that of the sweep, as of the runs. `where`: as in `sync`.
+
+        `say` hears, from another thread, one line for each new kind of problem.
+        """
         self.study = study_folder.resolve()
         self.mode = mode
         self.say = say
+        self.project = project
         self.report = SyncReport(where or str(self.study))
         self.reason = ""
         """Why nothing is uploaded, if so."""
@@ -149,7 +168,7 @@ class Uploader:
         else:
             try:
                 (self.study / "wandb").mkdir(parents=True, exist_ok=True)
-                self._engine = _Engine(self.study, account, live=True)
+                self._engine = _Engine(self.study, account, self.project, live=True)
                 threading.Thread(target=self._listen, daemon=True, name="wandb-uploader").start()
             except OSError as error:
                 self.reason = f"W&B runs are kept offline: the uploader did not start ({error})"
@@ -199,6 +218,8 @@ class Uploader:
             kind = event["event"]
             if kind in ("refused", "unreachable", "busy", "broken"):
                 self.say(f"W&B: {self.report.problem}; the study goes on, its runs are kept on disk")
+            elif kind == "sweep":
+                self.say(f"W&B: the study's sweep is at {event['url']}")
             elif kind == "failed" and event["why"] not in heard:
                 heard.add(event["why"])
                 self.say(f"W&B: trial {event['number']} was not uploaded: {event['why']}; it is tried again")
@@ -213,7 +234,7 @@ class Uploader:
 class _Engine:
     """The uploading process, seen from its parent."""
 
-    def __init__(self, study: Path, account: Account, live: bool) -> None:
+    def __init__(self, study: Path, account: Account, project: str, live: bool) -> None:
         with (study / "wandb" / "upload.log").open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "medtune.wandb_engine"],
@@ -226,7 +247,7 @@ class _Engine:
                 text=True,
                 bufsize=1,
             )
-        self.send(json.dumps({"study": str(study), "live": live}))
+        self.send(json.dumps({"study": str(study), "project": project, "live": live}))
 
     def send(self, line: str) -> None:
         """A process that is gone hears nothing, which is no error: its end shows in `next_event`."""
@@ -273,6 +294,10 @@ def _take(event: dict[str, Any], report: SyncReport) -> None:
         report.problem = "another process is uploading this study's runs: a study that runs does so itself"
     elif kind in ("refused", "unreachable", "broken"):
         report.problem = event["why"]
+    elif kind == "sweep":
+        report.sweep, report.no_sweep = event["url"], None
+    elif kind == "no sweep":
+        report.no_sweep = event["why"]
     elif kind == "reached":
         report.problem = None
     elif kind == "end":

@@ -24,10 +24,10 @@ from medtune.training import fit
 from medtune.trial import Attempt
 from tests.conftest import TinyNet
 from tests.support.group_process import train
-from tests.test_trial import small_data, spec  # noqa: F401 a fixture
+from tests.test_trial import spec
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_data")
 Make = Callable[..., TrialConfig]
 
 

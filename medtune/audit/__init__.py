@@ -20,7 +20,6 @@
 | own_test                         |                                                                                  |
 """
 
-from medtune.audit.search import THRESHOLD, audit
-from medtune.audit.verdict import sentence, verdict_of
+from medtune.audit.verdict import FILE, sentence, verdict_of
 
-__all__ = ["THRESHOLD", "audit", "sentence", "verdict_of"]
+__all__ = ["FILE", "sentence", "verdict_of"]

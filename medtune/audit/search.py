@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from medtune.audit.looks import CROPS, WHOLE
 from medtune.audit.partners import Partners, multiply_adds, partners
+from medtune.audit.verdict import THRESHOLD
 from medtune.audit.words import words
 from medtune.data import PairData, Split
 
-THRESHOLD = 0.95
-"""Correlation at 28 px above which two images are near-duplicates."""
 DISTANCE = 2
 """Bits of 64 by which their hashes may differ at most."""
 USUAL = 0.05
@@ -40,9 +39,7 @@ def cost(data: PairData) -> int:
     return sum(multiply_adds(_split(data, of), _split(data, among), _crops(of, among)) for of, among in _pairs(data))
 
 
-def audit(
-    data: PairData, threshold: float = THRESHOLD, say: Callable[[str], object] = lambda text: None
-) -> dict[str, Any]:
+def audit(data: PairData, threshold: float = THRESHOLD, say: Callable[[str], object] = lambda text: None) -> dict[str, Any]:
     """All there is to say of a pair's near-duplicates, in plain values; `medtune.audit` names the keys.
 
     `say` hears of each pair of splits before it is searched.
@@ -104,9 +101,7 @@ def _counts(one: Partners, threshold: float, usual: bool) -> dict[str, int]:
     return {"of": len(one.exact), **{name: int(flag.sum()) for name, flag in flags.items()}}
 
 
-def _worst(
-    data: PairData, pair: tuple[str, str], one: Partners, near: NDArray[np.bool_]
-) -> list[Mapping[str, Any]]:
+def _worst(data: PairData, pair: tuple[str, str], one: Partners, near: NDArray[np.bool_]) -> list[Mapping[str, Any]]:
     """The likest pairs of images, those with two labels first; within a split each is told once."""
     listed: list[Mapping[str, Any]] = []
     told: set[frozenset[int]] = set()

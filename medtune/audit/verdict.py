@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # results imports this module
     from medtune.results import Study
 
 FILE = "audit.json"
+THRESHOLD = 0.95
+"""Correlation at 28 px above which two images are near-duplicates."""
 QUICK = 10**12
 """Multiply-adds up to which a study audits its data at its start."""
 _METHOD = "1"  # part of the key: raise it when what an audit finds changes
@@ -42,23 +44,28 @@ def kept_audit(data: PairData, threshold: float, say: Say) -> dict[str, Any]:
     """The audit of a whole pair, from the user's cache folder where it was made before."""
     from medtune.audit.search import audit  # imports torch, which reading a study back does without
 
-    path = _cache(data, threshold)
-    if (found := read_json(path)) is not None:
-        return found
-    found = audit(data, threshold, say)
+    if (known := known_audit(data, threshold)) is not None:
+        return known
+    path, found = _cache(data, threshold), audit(data, threshold, say)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
     return found
 
 
+def known_audit(data: PairData, threshold: float) -> dict[str, Any] | None:
+    """The audit of a whole pair, if it was made before."""
+    return read_json(_cache(data, threshold))
+
+
 def at_start(folder: Path, data: PairData, external_limit: int | None, say: Say) -> None:
     """Leave the verdict in a study's folder, where it is known or quick to find out."""
-    from medtune.audit.search import THRESHOLD, cost
+    from medtune.audit.search import cost
 
-    if data.synthetic or (folder / FILE).exists():
+    known = read_json(folder / FILE)
+    if data.synthetic or (known and known["digests"] == data.fingerprint):
         return
-    if not _cache(data, THRESHOLD).exists():
+    if known_audit(data, THRESHOLD) is None:
         if cost(data) > QUICK:
             return
         say("  looking for near-duplicates in train, val, test and external images, once for these")
@@ -67,13 +74,18 @@ def at_start(folder: Path, data: PairData, external_limit: int | None, say: Say)
 
 
 def write(folder: Path, found: dict[str, Any], data: PairData, external_limit: int | None) -> None:
-    """A pair's audit as a study's: positions are those among the external images that its trials were tested on."""
+    """Leave a pair's audit in a study's folder. Raises OSError."""
+    write_json(folder / FILE, of_limited(found, data, external_limit))
+
+
+def of_limited(found: dict[str, Any], data: PairData, external_limit: int | None) -> dict[str, Any]:
+    """A whole pair's audit with positions among the `external_tested` images that `limit` keeps: those of predictions."""
     chosen = external_positions(data, external_limit).tolist()
     place = {whole: position for position, whole in enumerate(chosen)}
     lists = {
         name: [place[whole] for whole in found[name] if whole in place] for name in ("external_leaked", "external_seen")
     }
-    write_json(folder / FILE, {**found, **lists, "external_tested": len(chosen)})
+    return {**found, **lists, "external_tested": len(chosen)}
 
 
 def _cache(data: PairData, threshold: float) -> Path:

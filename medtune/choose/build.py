@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from medtune.audit import sentence, verdict_of
 from medtune.choose.deployed import NEVER, decision
 from medtune.choose.hindsight import correlations
-from medtune.choose.ranking import Compared, Finalist, compare, finalists_of
+from medtune.choose.ranking import LEVEL, Compared, Finalist, compare, finalists_of
 from medtune.choose.stage import NAME, STAGES, Stage, settings_of
 from medtune.evidence.threshold import Rule
 from medtune.models.cost import cost
@@ -26,6 +27,7 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
     | key          | holds                                                                                       |
     | ------------ | ------------------------------------------------------------------------------------------- |
     | by, external_labels_used, candidates, seeds | the metric, whether it saw external labels, trials considered, seeds |
+    | external_set, audit | what was tested on, and `medtune.audit.sentence` on it                                 |
     | finalists    | best first: trial, settings, config, its runs, mean, low, high, rank, tied, p_corrected      |
     | chosen, ties | trial, index of its run whose weights are deployed, why; ties in words                       |
     | threshold, temperature, figures | of that run (`medtune.choose.deployed`)                                   |
@@ -37,13 +39,14 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
     first = ranked[0]
     tied = [one for one, against in zip(ranked[1:], compared, strict=False) if against.tied]
     run = _run_to_deploy(first, study.selection if optimistic(by) else by)
-    found = decision(first.predictions[run], rule, leaked=None)
+    found = decision(first.predictions[run], rule, (verdict_of(study) or {}).get("external_leaked"))
     return {
         "study": study.name,
         "created": time.time(),
         "by": by,
         "external_labels_used": optimistic(by),
         "external_set": study.record["data"]["external_name"],
+        "audit": sentence(study),
         "synthetic": study.record["synthetic"],
         "candidates": sum(row.state == "COMPLETE" for row in study.rows),
         "seeds": stage.seeds,
@@ -128,7 +131,8 @@ def _ties(study: Study, first: Finalist, tied: Sequence[Finalist], compared: Seq
         return None
     names = " and ".join(_named(study, one) for one in tied)
     corrected = f", corrected for {len(compared)} comparisons" if len(compared) > 1 else ""
-    return f"{names} cannot be told from trial {first.trial.number} over both images and seeds (p at least 0.05{corrected})"
+    both = f"both tests, over images and over seeds, at p {LEVEL}{corrected}"
+    return f"{names}: not told apart from trial {first.trial.number} by {both}"
 
 
 def _cautions(

@@ -26,7 +26,7 @@ def print_choice(choice: Mapping[str, Any]) -> None:
         _print_figures(GROUPS[split], found)
         if without := found.get("without_leaked"):
             _print_figures(f"{GROUPS[split]}, without near-duplicates of the training set", without)
-    print(f"external set: {choice['external_set']}")
+    print(f"external set: {choice['external_set']}" + (f"; {choice['audit']}" if choice["audit"] else ""))
     _print_hindsight(choice)
     for caution in choice["cautions"]:
         print(f"CAUTION: {caution}")
@@ -64,7 +64,7 @@ def _print_figures(label: str, found: Mapping[str, Any]) -> None:
 
 
 def _print_hindsight(choice: Mapping[str, Any]) -> None:
-    print("in hindsight, rank correlations with the external test; they use external labels: for the next study, not this one")
+    print("in hindsight, rank correlations with the external test; they use external labels: for the next study, not this")
     for one in choice["correlations"]:
         less = " (less is better)" if one["less_is_better"] else ""
         rho = "undefined" if one["rho"] is None else f"{one['rho']:+.2f}{_range(one, 2)}"

@@ -21,7 +21,7 @@ Rows of the metric `auc_logit` hold our AUC by raw logit beside the report's AUC
 """
 
 from medtune.compare.build import Cell, ComparedTable, Comparison, Entry, Section, compare
-from medtune.compare.show import flat, print_comparison, to_csv, to_html, to_json, write
+from medtune.compare.show import flat, print_comparison, text_rows, to_csv, to_html, to_json, write
 
 __all__ = [
     "Cell",
@@ -32,6 +32,7 @@ __all__ = [
     "compare",
     "flat",
     "print_comparison",
+    "text_rows",
     "to_csv",
     "to_html",
     "to_json",

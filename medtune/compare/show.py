@@ -127,13 +127,13 @@ def _screen_table(table: ComparedTable) -> Table:
     for head in table.heads.values():
         shown.add_column(head, justify="right", no_wrap=True)
     for entry in table.entries:
-        for number, (label, cells) in enumerate(_lines(entry, list(table.heads))):
+        for number, (label, cells) in enumerate(text_rows(entry, list(table.heads))):
             shown.add_row(Text(label, "bold" if number == 0 else ""), *cells)
     return shown
 
 
-def _lines(entry: Entry, metrics: list[str]) -> list[tuple[str, list[str]]]:
-    """An entry's rows on the screen: label and a text a metric."""
+def text_rows(entry: Entry, metrics: list[str]) -> list[tuple[str, list[str]]]:
+    """An entry's rows as texts, label and one a metric: its name alone, the report's, then ours of each section."""
     mark = f" [{entry.mark}]" if entry.mark else ""
     lines = [(f"{entry.label}{mark}", []), ("  report", [str(entry.row.figures[m]) for m in metrics])]
     for section in entry.sections:

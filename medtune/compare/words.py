@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medtune import recipes, reference
+from medtune.audit import sentence
+from medtune.audit.words import LEAKED
 from medtune.compare.match import SECTIONS, Trial, matches
 from medtune.config import TrialConfig
 from medtune.results import Study
@@ -44,6 +46,8 @@ def loud(study: Study, trials: Sequence[Trial]) -> list[str]:
         lines.append(f"Ours at {', '.join(ours)}: not comparable, shows the way. (The report: {'; '.join(theirs)}.)")
     if not study.record["verified_cpn"]:
         lines.append(f"Ours in Tables 5 and 7.3 are NOT on CPN X-ray, but on {study.record['data']['external_name']}.")
+    if (leaks := sentence(study)) and leaks.startswith(LEAKED):
+        lines.append(f"The external images: {leaks}.")
     return lines
 
 
@@ -62,6 +66,8 @@ def quiet(study: Study, trials: Sequence[Trial]) -> list[str]:
         "the report's figure. The report's is one run a row.",
         "AUC: ours is the area under the ROC curve by probability; the report's scripts ranked by the raw logit of class 1.",
     ]
+    if (leaks := sentence(study)) and not leaks.startswith(LEAKED):
+        lines.append(f"The external images: {leaks}.")
     if study.selection != recipes.SELECTION:
         lines.append(f"Best weights: ours by {study.selection}, the report's by val accuracy.")
     # A set with fewer images than the limit was tested in full.

@@ -7,6 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,14 @@ SAME = 1e-5
 
 
 def export(
-    source: Source, folder: Path, data_dir: Path | None, external_dir: Path | None, tolerance: float = SAME
+    source: Source,
+    folder: Path,
+    data_dir: Path | None,
+    external_dir: Path | None,
+    tolerance: float = SAME,
+    say: Callable[[str], object] = lambda words: None,
 ) -> Bundle:
-    """Write a bundle to `folder`, which must be new or empty, and open it again.
+    """Write a bundle to `folder`, which must be new or empty, and open it again. `say` hears what is done now.
 
     Raises BundleError for a folder with something in it, and where the weights do not give the trial's own predictions
     to `tolerance`; DataError for data that are missing or others.
@@ -48,7 +54,7 @@ def export(
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _fill(part, source, data, tolerance)
+            _fill(part, source, data, tolerance, say)
             part.chmod(0o755)
             for file in part.iterdir():
                 file.chmod(0o644)
@@ -60,7 +66,7 @@ def export(
     return Bundle.open(folder)
 
 
-def _fill(part: Path, source: Source, data: PairData, tolerance: float) -> None:
+def _fill(part: Path, source: Source, data: PairData, tolerance: float, say: Callable[[str], object]) -> None:
     config, device = source.config, default_device()
     model = models.build(config.model, num_classes=len(data.classes), in_channels=3)
     models.load_published(model, source.weights)
@@ -70,12 +76,15 @@ def _fill(part: Path, source: Source, data: PairData, tolerance: float) -> None:
         images = torch.tensor(np.asarray(split.images))
         return outputs(config.model, model, images, config.image_size, device, resolve_precision(config.precision, device))
 
+    say("comparing logits with the trial's own")
     found = {name: computed(getattr(data, name)) for name in ("val", "external")}
     checks = _checks(source, {name: logits for name, (logits, _) in found.items()}, tolerance)
+    say(f"looking at {len(data.train)} training images, to tell what is unlike them")
     reference = Reference.of(computed(data.train)[1]).to(device)
     far = {name: reference.distances(features) for name, (_, features) in found.items()}
     save_file({name: tensor.contiguous() for name, tensor in source.weights.items()}, part / WEIGHTS)
     save_file({name: tensor.cpu() for name, tensor in reference.tensors().items()}, part / LIKENESS)
+    say("writing programs: minutes for a model with a selective scan")
     about = {
         **_about(source, data, device, checks),
         "likeness": _likeness(far),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def export(
     from medtune.results import SYNTHETIC, load_study
 
     source = find(load_study(study, storage), trial, threshold)
-    bundle = write(source, output, data_dir, external_dir, tolerance)
+    bundle = write(source, output, data_dir, external_dir, tolerance, _say)
     print(f"bundle {bundle.version}: trial {source.trial} of study {source.study.name}, {bundle.model}: {source.why}")
     for caution in source.cautions:
         print(f"  {caution}")
@@ -49,3 +50,8 @@ def export(
     print(f"  read {output / 'MODEL_CARD.md'}\nnext: medtune predict {output} IMAGE...")
     if source.study.record["synthetic"]:
         print(SYNTHETIC)
+
+
+def _say(words: str) -> None:
+    if sys.stderr.isatty():
+        print(f"  {words}", file=sys.stderr, flush=True)

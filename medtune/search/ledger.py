@@ -155,10 +155,10 @@ class Ledger:
     def rows(self) -> list[Row]:
         """All trials that were begun, by number."""
         trials = self.study.get_trials(deepcopy=False)
-        return [_row(trial) for trial in trials if trial.state != TrialState.WAITING]
+        return [row_of(trial) for trial in trials if trial.state != TrialState.WAITING]
 
     def row(self, number: int) -> Row:
-        return _row(self._frozen(number))
+        return row_of(self._frozen(number))
 
     def ask(self, space: SearchSpace, config: StudyConfig, first: Mapping[str, Any] | None) -> int:
         """Begin the next trial and return its number. `first`: settings to try instead of a suggestion."""
@@ -218,7 +218,8 @@ class Ledger:
         return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))
 
 
-def _row(trial: FrozenTrial) -> Row:
+def row_of(trial: FrozenTrial) -> Row:
+    """A trial of Optuna's as a row."""
     epoch = trial.last_step or 0
     value = trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values.get(epoch)
     return Row(trial.number, trial.state.name, trial.params, value, epoch, trial.user_attrs)

@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 import platformdirs
 
+from medtune.audit import FILE as AUDIT
 from medtune.claim import claim_of
 from medtune.driver import LOG, RECORD, who_drives
 from medtune.errors import StorageFault, StudyError
@@ -43,7 +44,10 @@ UPLOADED = "uploaded.json"
 URI = "bucket"
 """File in a local folder that says which bucket it stands for."""
 
-NOTES = (USAGE, RECORD, LOG)
+WANDB_NOTES = ("wandb/sweep.json", "wandb/workspace.json")
+"""What W&B has of the study as a whole: another would be made where it is not known."""
+
+NOTES = (USAGE, RECORD, LOG, AUDIT, *WANDB_NOTES)
 """Files of a driver's that the bucket gets when it ends."""
 
 Say = Callable[[str], object]
@@ -369,6 +373,7 @@ class BucketHome(Home):
 def return_marks(bucket: Bucket, folder: Path) -> None:
     """Put the marks of uploaded W&B runs beside the runs."""
     marks = [str(path.relative_to(folder)) for path in folder.glob(f"wandb/*/{UPLOADED}")]
+    marks += [name for name in WANDB_NOTES if (folder / name).exists()]
     for_all(lambda key: bucket.upload(folder / key, key), marks)
 
 

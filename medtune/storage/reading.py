@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from medtune.audit import FILE as AUDIT
 from medtune.driver import RECORD
 from medtune.errors import StudyError
 from medtune.storage.bucket import Bucket
@@ -25,7 +26,7 @@ def fetch_study(root: Bucket, name: str) -> Path:
         segments = Segments(bucket.under("ledger"))
         newest = segments.newest()
         ledger = segments.read(newest) if newest else b""
-        notes = [(note, data) for note in (USAGE, RECORD) if (data := bucket.read(note)) is not None]
+        notes = [(note, data) for note in (USAGE, RECORD, AUDIT) if (data := bucket.read(note)) is not None]
     except OSError as error:
         raise StudyError(f"cannot read {bucket.uri}: {reason(error)}") from None
     folder.mkdir(parents=True, exist_ok=True)

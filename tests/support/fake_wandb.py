@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Mode = Literal["ok", "error", "stream-error", "file-error", "slow", "silent", "unauthorized"]
+import yaml
+
+Mode = Literal["ok", "error", "stream-error", "file-error", "no-sweeps", "slow", "silent", "unauthorized"]
 HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
 
 
@@ -34,6 +36,7 @@ class FakeRun:
     files: dict[str, dict[int, str]] = field(default_factory=dict)
     exit_code: int | None = None
     complete: bool = False
+    sweep: str | None = None
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """The lines of a stream, by offset."""
@@ -64,6 +67,8 @@ class FakeWandb:
         self.runs: dict[str, FakeRun] = {}
         self.requests: list[tuple[str, str]] = []
         self.keys: set[str] = set()
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.views: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
         self._closing = threading.Event()
         outer = self
@@ -141,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer({"errors": [{"message": "the server is broken"}]}, 500)
         if mode == "unauthorized":
             return self._answer({"errors": [{"message": "user is not logged in"}]}, 401)
+        if mode == "no-sweeps" and ("UpsertSweep" in operation or "AttachRun" in operation):
+            return self._answer({"errors": [{"message": "sweeps are not for you"}], "data": None})
         with state.lock:
             if self.path.endswith("/file_stream"):
                 self._answer(_stream(state, self.path.split("/")[-2], call))
@@ -177,6 +184,18 @@ def _graphql(state: FakeWandb, query: str, given: dict[str, Any]) -> dict[str, A
         answer["viewer"] = {**who, "flags": "{}", "teams": {"edges": []}, "admin": False, "apiKeys": {"edges": []}}
     if "serverInfo" in query:
         answer["serverInfo"] = {"cliVersionInfo": {"max_cli_version": "99.0.0"}, "features": []}
+    if "upsertSweep" in query:
+        name = f"sweep{len(state.sweeps) + 1}"
+        state.sweeps[name] = yaml.safe_load(given["config"]) | {"project": given["project"]}
+        answer["upsertSweep"] = {"sweep": {"name": name, "project": project}}
+    if "upsertView" in query:
+        number = given.get("id") or f"view-{len(state.views) + 1}"
+        inserted = number not in state.views
+        state.views[number] = given
+        answer["upsertView"] = {"view": {"id": number, "name": given["name"]}, "inserted": inserted}
+    if "allViews" in query:
+        found = [{"node": {"id": k, "displayName": v["displayName"], "spec": v["spec"]}} for k, v in state.views.items()]
+        answer["project"] = {"allViews": {"edges": found}}
     if "RunResumeStatus" in query:
         answer["model"] = {**project, "bucket": _resume_status(state.runs.get(given.get("name", "")))}
     if "upsertBucket" in query:
@@ -186,6 +205,7 @@ def _graphql(state: FakeWandb, query: str, given: dict[str, Any]) -> dict[str, A
         run.group = given.get("groupName") or run.group
         run.display_name = given.get("displayName") or run.display_name
         run.tags = given.get("tags") or run.tags
+        run.sweep = given.get("sweep") or run.sweep
         run.config = json.loads(given["config"]) if given.get("config") else run.config
         bucket = {"id": f"id-{run.name}", "name": run.name, "displayName": run.display_name, "project": project}
         bucket |= {"description": None, "config": json.dumps(run.config), "sweepName": None, "historyLineCount": 0}

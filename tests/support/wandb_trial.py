@@ -31,7 +31,7 @@ def play(
 ) -> WandbRun:
     """Epochs `first` to `last`, an external test at every second, as a trial's process does it."""
     record = LocalRecord(study / "trials" / f"{number:04d}" / f"attempt-{attempt}")
-    config = {"model": "medmamba_t", "optimizer": "sgd", "lr": 0.001, "milestones": (0.25, 0.5)}
+    config = {"model": "medmamba_t", "optimizer": "sgd", "lr": 0.001, "milestones": (0.25, 0.5), "selection": "val/loss"}
     run = WandbRun("st-1", number, attempt, config, study / "wandb", "proj", tags=["medmamba_t"], record=record)
     external: dict[str, Any] = {}
     for epoch in range(first, last + 1):
