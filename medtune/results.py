@@ -229,6 +229,11 @@ def checkpoint(study: Study, row: Row) -> Path | None:
     return best_file(attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints")
 
 
+def sheets_folder(folder: Path, number: int) -> Path:
+    """Where a trial's Grad-CAM sheets lie below `folder`: of the study's, the page shows them."""
+    return folder / "gradcam" / f"trial-{number:04d}"
+
+
 def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
     """What `medtune best` answers. Raises StudyError while no trial was trained to the end."""
     by = by or study.selection

@@ -22,18 +22,19 @@ def gradcam(
     Args:
         study: The study's name, or its folder.
         trial: Number of the trial; default: the best.
-        output: Folder for the pictures; default: gradcam in the study's folder; here if it is in a bucket.
+        output: Folder for the pictures; default: gradcam/ in the study's folder, for `medtune report` to show;
+            here if it is in a bucket.
         data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
         external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.deploy.sheets import contact_sheets
     from medtune.deploy.source import row_of
-    from medtune.results import SYNTHETIC, load_study
+    from medtune.results import SYNTHETIC, load_study, sheets_folder
 
     found = load_study(study, storage)
     row = row_of(found, trial)
-    folder = output or (Path.cwd() if found.bucket else found.folder) / "gradcam"
+    folder = output or sheets_folder(Path.cwd() if found.bucket else found.folder, row.number)
     for path in contact_sheets(found, row, folder, data_dir=data_dir, external_dir=external_dir):
         print(f"trial {row.number} drawn: {path}")
     if found.record["synthetic"]:

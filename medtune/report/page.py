@@ -18,7 +18,8 @@ from medtune.report.beside import beside
 from medtune.report.effort import progress
 from medtune.report.finalists import finalists
 from medtune.report.learning import learning
-from medtune.report.parts import Plot, Section, Table, Words
+from medtune.report.parts import Picture, Plot, Section, Table, Words
+from medtune.report.rests import rests
 from medtune.report.source import Source, read_source
 from medtune.report.space import space
 from medtune.report.transfer import transfer
@@ -48,7 +49,7 @@ def to_html(source: Source) -> str:
         loader=jinja2.PackageLoader("medtune.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     env.tests |= {"plot": lambda x: isinstance(x, Plot), "table": lambda x: isinstance(x, Table)}
-    env.tests |= {"words": lambda x: isinstance(x, Words)}
+    env.tests |= {"words": lambda x: isinstance(x, Words), "picture": lambda x: isinstance(x, Picture)}
     return env.get_template("page.html.jinja").render(
         source=source,
         sections=sections(source),
@@ -62,7 +63,7 @@ def to_html(source: Source) -> str:
 
 def sections(source: Source) -> list[Section]:
     """All of them, in the reader's order."""
-    parts = (answer, progress, space, learning, finalists, transfer, beside, failures, trials)
+    parts = (answer, progress, space, learning, finalists, rests, transfer, beside, failures, trials)
     return [part(source) for part in parts]
 
 

@@ -43,6 +43,17 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture as it is, with the sentences beneath it."""
+
+    title: str
+    shows: str
+    caution: str
+    data: str
+    """A data URI."""
+
+
+@dataclass(frozen=True)
 class Table:
     """Texts in rows; the first column names the row."""
 
@@ -63,7 +74,7 @@ class Words:
     """`loud`: nothing may be decided without it; `soft`: beside the point; else plain."""
 
 
-Block = Plot | Table | Words
+Block = Plot | Picture | Table | Words
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """`medtune report`: the page's words, tables and plots say what the ledger, the logits and the choice say."""
 
+import base64
+import html
 import json
 import re
 from dataclasses import replace
@@ -7,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
 from medtune import cli, predictions
 from medtune.errors import StudyError
@@ -20,7 +23,7 @@ from medtune.report.page import sections, write
 from medtune.report.parts import Plot, Table, Words
 from medtune.report.source import read_source
 from medtune.report.space import ENOUGH, forests
-from medtune.results import predicted, print_outcome, rank
+from medtune.results import predicted, print_outcome, rank, sheets_folder
 from medtune.search.conductor import attempt_folder
 from medtune.storage.home import Home
 from tests.support.made_study import MadeStudy, figure
@@ -202,6 +205,18 @@ def test_a_running_study_is_marked_with_the_time(made, tmp_path):
     page = write(replace(made.read(), running=True), tmp_path / "r.html").read_text()
     assert re.search(r"this page is of \d{4}-\d\d-\d\d \d\d:\d\d [A-Z+-]+\d*, <b>while the study is running", page)
     assert "what follows may change" in page
+
+
+def test_contact_sheets_are_on_the_page(made, tmp_path):
+    study = made.read()
+    assert "medtune gradcam" in words(study)
+    number = rank(study, study.selection)[0].number
+    folder = sheets_folder(study.folder, number)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "external-misses.png")
+    page = write(study, tmp_path / "r.html").read_text()
+    data = base64.b64encode((folder / "external-misses.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{data}"' in html.unescape(page) and f"Trial {number}," in page
 
 
 def test_a_plan_says_that_it_searches_nothing(made):
