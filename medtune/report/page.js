@@ -13,7 +13,7 @@ function layout(own) {
 }
 
 const plots = [];
-for (const figure of document.querySelectorAll("figure")) {
+for (const figure of document.querySelectorAll("figure:has(.plot)")) {
   const spec = JSON.parse(figure.querySelector("script").textContent);
   const div = figure.querySelector(".plot");
   const config = {responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false};

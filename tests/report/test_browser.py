@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 from medtune.report.page import write
+from medtune.results import sheets_folder
 from tests.report.test_report import logits_of
 from tests.support.made_study import MadeStudy
 
@@ -22,6 +24,9 @@ def page_file(tmp_path_factory):
         logits_of(study, study.trial(0.2 + number / 100, optimizer=optimizer, external=external))
     study.trial(0.5, state="PRUNED", epochs=2)
     study.trial(0.6, state="FAIL", epochs=1)
+    sheets = sheets_folder(study.folder, 0)
+    sheets.mkdir(parents=True)
+    Image.new("RGB", (900, 40), "red").save(sheets / "val-hits.png")
     return write(study.read(), folder / "report.html")
 
 
@@ -55,7 +60,8 @@ def test_it_is_drawn_without_an_error_and_without_scrolling_sideways(browser, pa
     page, wrong = opened(browser, page_file, width, scheme)
     assert page.locator("figure .main-svg").count() >= 10
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-    for section in ("answer", "progress", "space", "learning", "finalists", "transfer", "beside", "failures", "trials"):
+    assert page.locator("figure img").evaluate("img => img.naturalWidth") == 900
+    for section in ("answer", "progress", "space", "learning", "finalists", "rests", "transfer", "beside", "failures", "trials"):
         assert page.locator(f"section#{section} h2").is_visible()
     lightness = "el => getComputedStyle(el)['{}'].match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
     back = page.locator("body").evaluate(lightness.format("background-color"))
