@@ -61,7 +61,8 @@ def test_it_is_drawn_without_an_error_and_without_scrolling_sideways(browser, pa
     assert page.locator("figure .main-svg").count() >= 10
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
     assert page.locator("figure img").evaluate("img => img.naturalWidth") == 900
-    for section in ("answer", "progress", "space", "learning", "finalists", "rests", "transfer", "beside", "failures", "trials"):
+    sections = "answer progress space learning finalists rests transfer beside failures trials"
+    for section in sections.split():
         assert page.locator(f"section#{section} h2").is_visible()
     lightness = "el => getComputedStyle(el)['{}'].match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)"
     back = page.locator("body").evaluate(lightness.format("background-color"))
