@@ -135,6 +135,10 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     return Begun(fitting, data, device, store, remembered, spec.memory_cap is not None)
 
 
+SHEET = 4
+"""Images on a Grad-CAM sheet: on a CPU each takes as long as some steps of training."""
+
+
 class Attempt:
     """Trains one configuration, tests it at rungs and at the end, and reports after each epoch.
 
@@ -267,8 +271,22 @@ class Attempt:
         predictions.write(self.record.folder, {**own.pop("predictions"), **shifted.pop("predictions"), **self.predicted})
         self.external = self.external | own | shifted
         report = self._report("complete", result)
+        self._show_sheets()
         self._end(report)
         return report
+
+    def _show_sheets(self) -> None:
+        """What a trial's surest hits and misses on the external set rest on, in its W&B run."""
+        if self.wandb is None or self.fit is None:
+            return
+        from medtune.deploy.sheets import sheets
+
+        try:
+            found = sheets(self.config, self.fit.best_model(), self.data, "external", self.predicted["external"], SHEET)
+        except Exception as error:  # a picture is no reason for a trial to fail
+            self.record.event("warning", message=f"no Grad-CAM pictures: {type(error).__name__}: {error}")
+            return
+        self.wandb.pictures({f"gradcam/external-{kind}": sheet for kind, sheet in found.items()})
 
     def _report(self, status: Any, result: EpochResult | None = None, cause: str | None = None) -> Report:
         run = self.fit

@@ -70,6 +70,7 @@ class WandbRun:
         self._run: Any = None
         self._pending: dict[str, Any] = {}
         self._curves: dict[str, Mapping[str, Any]] = {}
+        self._pictures: dict[str, Any] = {}
         self._tested_epoch: Any = None
         self._last_epoch = 0
         self._earlier = local.earlier_epochs(record.folder) if record else []
@@ -91,6 +92,10 @@ class WandbRun:
         metrics: flat, its "epoch" the tested weights'. curves: see `medtune.evaluate.curves`.
         """
         self._guard(self._keep_external, metrics, curves)
+
+    def pictures(self, drawn: Mapping[str, Any]) -> None:
+        """Log pictures (PIL) by name, with the external test that was logged last."""
+        self._guard(self._log_pictures, drawn)
 
     def finish(self, state: str, summary: Mapping[str, Any]) -> None:
         """End the run as COMPLETE, PRUNED, FAIL or INTERRUPTED, with figures for W&B's table of runs."""
@@ -164,17 +169,25 @@ class WandbRun:
             row[f"best/{self.selection}"] = row["best_value"]  # the sweep's metric, while the run goes on as well
         for name, curves in self._curves.items():
             row |= _plots(self._run, curves, name, step)
-        self._curves = {}
+        row |= self._pictures
+        self._curves, self._pictures = {}, {}
         self._run.log(row, step=step, commit=True)
 
     def _keep_external(self, metrics: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
         self._pending |= _external_names(metrics)
         self._curves = {"external": curves, "external_matched": curves.get("matched") or {}}
 
+    def _log_pictures(self, drawn: Mapping[str, Any]) -> None:
+        import wandb
+
+        for name, picture in drawn.items():
+            self._pictures[name] = wandb.Image(picture)
+
     def _finish(self, state: str, summary: Mapping[str, Any]) -> None:
         self._replay()
-        if self._pending:
-            # The last epoch was trained by an attempt that did not live to test it: it has its row already.
+        if self._pending or self._pictures:
+            # The last epoch has its row already: pictures come after it, and so do figures of an epoch that was trained by
+            # an attempt that did not live to test it.
             self._log_row({"epoch": self._last_epoch}, self._pending, step=self._last_epoch + 1)
         self._run.summary.update(local.plain(_external_names(summary)) | {"state": state})
         self._run.tags = (*(self._run.tags or ()), state.lower())

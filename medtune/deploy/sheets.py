@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
 from medtune import metrics, models
-from medtune.data import Split
+from medtune.config import TrialConfig
+from medtune.data import PairData, Split
 from medtune.deploy.gradcam import overlay
-from medtune.deploy.source import Source, data_of, find
+from medtune.deploy.source import data_of, find
 from medtune.errors import StudyError
 from medtune.evaluate import default_device
+from medtune.predictions import Predicted
 from medtune.results import Study
 from medtune.search.ledger import Row
 
@@ -47,18 +50,30 @@ def contact_sheets(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in SPLITS:
-            probs = metrics.softmax(source.predictions[name].logits)
-            for kind, chosen in surest(probs, source.predictions[name].labels).items():
-                if len(chosen):
-                    tiles = [_tile(source, model, getattr(data, name), data.classes, probs, i) for i in chosen]
-                    written.append(contact_sheet(tiles, f"{name}: surest {kind}", folder / f"{name}-{kind}.png"))
+            drawn = sheets(source.config, model, data, name, source.predictions[name])
+            for kind, sheet in drawn.items():
+                written.append(folder / f"{name}-{kind}.png")
+                sheet.save(written[-1])
     except OSError as error:
         raise StudyError(f"cannot write {folder}: {error.strerror or error}. Name another folder with -o") from None
     return written
 
 
-def surest(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Indices of at most `MOST` hits and misses, surest first and every decided class in turn, of probs (N, K)."""
+def sheets(
+    config: TrialConfig, model: nn.Module, data: PairData, name: str, found: Predicted, most: int = MOST
+) -> dict[str, Image.Image]:
+    """`hits` and `misses` among a split's images, at most `most` on each; those that have an image."""
+    probs = metrics.softmax(found.logits)
+    split: Split = getattr(data, name)
+    return {
+        kind: contact_sheet([_tile(config, model, split, data.classes, probs, i) for i in chosen], f"{name}: surest {kind}")
+        for kind, chosen in surest(probs, found.labels, most).items()
+        if len(chosen)
+    }
+
+
+def surest(probs: NDArray[np.float64], labels: NDArray[np.int64], most: int = MOST) -> dict[str, NDArray[np.int64]]:
+    """Indices of at most `most` hits and misses, surest first and every decided class in turn, of probs (N, K)."""
     decided, sure = probs.argmax(axis=1), probs.max(axis=1)
     found = {}
     for kind, of_kind in (("hits", decided == labels), ("misses", decided != labels)):
@@ -68,12 +83,12 @@ def surest(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, N
         for label in np.unique(decided[indices]):
             same = decided[indices] == label
             place[same] = np.arange(same.sum())
-        found[kind] = indices[np.argsort(place, kind="stable")][:MOST]
+        found[kind] = indices[np.argsort(place, kind="stable")][:most]
     return found
 
 
-def contact_sheet(tiles: Sequence[Tile], title: str, path: Path) -> Path:
-    """Write tiles in rows of `COLUMNS` below a title, as PNG."""
+def contact_sheet(tiles: Sequence[Tile], title: str) -> Image.Image:
+    """Tiles in rows of `COLUMNS` below a title."""
     rows = -(-len(tiles) // COLUMNS)
     wide, high = 2 * SIDE + 8, SIDE + LINE + 8
     sheet = Image.new("RGB", (COLUMNS * wide + 8, rows * high + LINE + 16), "white")
@@ -84,16 +99,15 @@ def contact_sheet(tiles: Sequence[Tile], title: str, path: Path) -> Path:
         for shift, image in ((0, plain), (SIDE, heated)):
             sheet.paste(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR), (left + shift, top))
         draw.text((left, top + SIDE + 1), words, "black", font)
-    sheet.save(path)
-    return path
+    return sheet
 
 
 def _tile(
-    source: Source, model: torch.nn.Module, split: Split, classes: Sequence[str], probs: NDArray[np.float64], index: int
+    config: TrialConfig, model: nn.Module, split: Split, classes: Sequence[str], probs: NDArray[np.float64], index: int
 ) -> Tile:
     image = torch.tensor(np.asarray(split.images[index]))
     decided = int(probs[index].argmax())
-    heated = overlay(source.config.model, model, image, source.config.image_size, decided)
+    heated = overlay(config.model, model, image, config.image_size, decided)
     levels = image.permute(1, 2, 0).squeeze(2).numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
     words = f"{index}: {classes[decided]} {probs[index, decided]:.2f}, is {classes[int(split.labels[index])]}"
     return Image.fromarray(levels), heated, words

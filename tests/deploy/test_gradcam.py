@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from medtune import models
+from medtune.config import TrialConfig
 from medtune.data.transforms import prepare
 from medtune.deploy.gradcam import heat_map, overlay
 from medtune.deploy.layers import blocks_of, to_maps
 from medtune.deploy.likeness import PLACES, features_of, joined
 from medtune.deploy.sheets import surest
+from medtune.search.conductor import Report
+from medtune.tracking import read_events
+from medtune.trial import Attempt
 from tests.support.models import FULL
 from tests.support.tiny_model import tiny
+from tests.test_trial import figures, play, spec
 
 SIZE = 64
 
@@ -89,3 +96,22 @@ def test_sheets_show_the_surest_of_every_decided_class() -> None:
     found = surest(np.stack((1 - positive, positive), axis=1), labels)
     assert set(found["hits"][:2]) == {0, 4} and set(found["hits"]) == {0, 1, 4, 6}
     assert set(found["misses"][:2]) == {3, 5} and set(found["misses"]) == {2, 3, 5}
+
+
+def test_a_trials_wandb_run_shows_its_hits_and_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrialConfig(
+        model="tiny", pair="synthetic", image_size=32, epochs=2, train_limit=32, external_limit=16, resamples=20
+    )
+
+    def trained(folder: Path) -> tuple[Attempt, Report]:
+        attempt = Attempt(spec(config, folder, wandb="auto"))
+        return attempt, play(attempt, 2)[-1]
+
+    last = trained(tmp_path / "a")[1]
+    drawn = {path.name.split("_")[0] for path in tmp_path.rglob("media/images/gradcam/*.png")}
+    assert last.status == "complete" and drawn == {"external-hits", "external-misses"}
+
+    monkeypatch.setattr("medtune.deploy.sheets.overlay", lambda *_: 1 / 0)
+    attempt, other = trained(tmp_path / "b")
+    assert figures(other) == figures(last), "a picture is no reason to fail"
+    assert any("no Grad-CAM" in event["message"] for event in read_events(attempt.record.folder))
