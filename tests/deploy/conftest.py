@@ -21,7 +21,7 @@ from medtune.training import fit
 from tests.support.made_study import MadeStudy
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def tiny_is_a_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models._MODULES, "tiny", "tests.support.tiny_model")
@@ -46,12 +46,12 @@ def train(folder: Path, model: str, *, image_size: int = 32, epochs: int = 4, tr
     return made.read()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return train(tmp_path_factory.mktemp("studies") / "made", "tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def exported(trained: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     export(find(trained, None, None), folder, None, None)
