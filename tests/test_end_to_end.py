@@ -31,7 +31,7 @@ def study(tmp_path_factory):
 
 def medtune(study, *args):
     command = [sys.executable, "-m", "medtune.cli", *args]
-    return subprocess.run(command, cwd=ROOT, env=study[2], capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=study[2], capture_output=True, text=True, timeout=180)
 
 
 def test_it_says_what_it_does_what_is_best_and_what_to_type_next(study):

@@ -78,7 +78,6 @@ def test_places_are_counted_machine_by_machine() -> None:
     assert Reservation.of(StudyConfig(processes_per_trial=3), 0).slots(nodes((4, 0))) == 1
     assert Reservation.of(StudyConfig(processes_per_trial=3), 6).gpus == 1.0
     assert Reservation.of(StudyConfig(), 6).slots([{**lab[0], "Alive": False}, lab[1]]) == 1
-    assert Reservation.of(StudyConfig(concurrent=2), 6).slots(lab, 2) == 2
 
 
 @pytest.mark.parametrize(
