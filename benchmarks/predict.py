@@ -1,4 +1,4 @@
-"""Seconds an image takes through a bundle's predictor on a CPU: decoding, prediction, likeness; one by one and in a batch.
+"""Seconds an image takes through a bundle's predictor on a CPU: decoding, prediction, likeness; alone and in a batch.
 
     python benchmarks/predict.py                                    # medmamba_s at 224 px, fresh weights
     python benchmarks/predict.py --model resnet50 --size 224 --threads 2

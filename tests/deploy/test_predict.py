@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from medtune.cli import main
 from medtune.data import load_pair
@@ -55,6 +56,17 @@ def test_what_is_no_xray_is_flagged(predictor: Predictor, images: np.ndarray) ->
     noise = np.random.default_rng(0).integers(0, 256, (20, 1, 64, 64), dtype=np.uint8)
     strange = [*noise, np.zeros((1, 50, 50), np.uint8), np.full((3, 50, 70), 255, np.uint8)]
     assert all(one.unlike_training for one in predictor.predict(strange))
+
+
+def test_photographs_and_inverted_images_are_flagged(predictor: Predictor, images: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    photographs = [Image.fromarray(photo).convert("L") for photo in load_sample_images().images]
+    crops = []
+    for photograph in photographs * 10:
+        left, top = (int(rng.integers(side - 200)) for side in photograph.size)
+        crops.append(photograph.crop((left, top, left + 200, top + 200)))
+    for strange in ([np.asarray(crop)[None] for crop in crops], list(255 - images)):
+        assert np.mean([one.unlike_training for one in predictor.predict(strange)]) > 0.9
 
 
 def test_what_is_no_image_is_refused(predictor: Predictor) -> None:

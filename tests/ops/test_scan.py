@@ -15,6 +15,7 @@ from torch import Tensor
 
 import medtune.ops.scan as scan_module
 from medtune.ops import selective_scan
+from medtune.ops.traced import traced_scan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -265,3 +266,16 @@ def test_working_memory_goes_when_the_scan_ends() -> None:
     finally:
         gc.enable()
     assert after == before
+
+
+@pytest.mark.parametrize("length", [2, 5, 49, 200])
+def test_what_is_exported_equals_the_scan(length: int) -> None:
+    """As a program's graph has it, for steps that forget at once and for those that hardly do."""
+    torch.manual_seed(length)
+    u, b, c = torch.randn(2, 3, length, 8), torch.randn(2, 3, length, 4), torch.randn(2, 3, length, 4)
+    delta, a = torch.rand(2, 3, length, 8) * torch.tensor([1e-4, 1e-2, 1, 300]).repeat(2), -torch.rand(2, 4, 8) * 16
+    flat = (v.permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (batch, G, ., L)
+    wide = [v.flatten(1, 2) if place < 2 else v for place, v in enumerate(flat)]
+    wanted = selective_scan(wide[0], wide[1], a.transpose(1, 2).flatten(0, 1), *wide[2:])
+    found = traced_scan(u, delta, a, b, c).permute(1, 0, 3, 2).flatten(1, 2)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
