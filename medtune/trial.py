@@ -32,7 +32,7 @@ from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, lea
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.storage.attempt import workplace
-from medtune.tracking import LocalRecord, WandbRun, read_outcome
+from medtune.tracking import LocalRecord, WandbRun, earlier_epochs, read_outcome
 from medtune.training import EpochResult, Fit, fit
 
 
@@ -157,6 +157,8 @@ class Attempt:
         self.external_epoch = 0
         self.predicted: predictions.Predictions = {}
         """Of the weights that were tested last, on the external set."""
+        self._unheard: list[EpochResult] = []
+        """An epoch that an earlier attempt trained and left a checkpoint of, but did not live to test and record."""
         self.failure: Report | None = None
         self.ended = False
         self.leaving: Callable[[], bool] = lambda: False
@@ -198,7 +200,7 @@ class Attempt:
         if self.fit is None:
             self._start()
         assert self.fit is not None
-        result = next(self.fit, None)
+        result = self._unheard.pop() if self._unheard else next(self.fit, None)
         if result is None:
             # The last epoch was trained by an earlier attempt that did not live to test it.
             return self._complete(None)
@@ -221,6 +223,9 @@ class Attempt:
         spec = self.spec
         begun = self.begun = begin_fit(spec, self.config, self.group)
         self.fit, self.data, self.device, store = begun.fit, begun.data, begun.device, begun.store
+        if self.group.world == 1:  # others of a group would be an epoch ahead
+            recorded = {line["epoch"] for line in earlier_epochs(self.record.folder)}
+            self._unheard = [result for result in begun.fit.history[-1:] if result.epoch not in recorded]
         self._note_micro_batch(begun.fit)
         for note in begun.fit.notes:
             self.record.event("pretrained", message=note)

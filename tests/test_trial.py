@@ -9,7 +9,7 @@ from medtune import metrics, predictions
 from medtune import trial as trial_module
 from medtune.claim import claim
 from medtune.data.shifts import SHIFTS
-from medtune.errors import Leaving, Superseded, TrainingDiverged
+from medtune.errors import Leaving, MachineFault, Superseded, TrainingDiverged
 from medtune.lifeline import Lifeline
 from medtune.search.conductor import attempt_folder, trial_folder
 from medtune.tracking import read_epochs, read_events, read_final
@@ -62,6 +62,26 @@ def test_an_uninterrupted_and_an_interrupted_trial_report_the_same(config, tmp_p
     # A test of unchanged best weights is not repeated; the figures are those of the same weights either way.
     assert last == wanted
     assert straight[-1].status == "complete" and [r.epoch for r in going_on] == [3, 4]
+
+
+def test_an_epoch_that_was_saved_but_not_recorded_is_told_by_the_next_attempt(config, tmp_path):
+    straight = play(Attempt(spec(config, tmp_path / "a")), 4)
+
+    def dies(_):
+        raise MachineFault("the process is killed here")
+
+    for trained in (1, 3):
+        folder = tmp_path / f"after-{trained}"
+        first = Attempt(spec(config, folder))
+        play(first, trained)
+        first.record.epoch = dies
+        with pytest.raises(MachineFault):
+            first.next_report()
+        first.close()
+        going_on = play(Attempt(spec(config, folder, attempt=2)), 4 - trained)
+        assert [figures(r) for r in going_on] == [figures(r) for r in straight[trained:]]
+        told = [line["epoch"] for n in (1, 2) for line in read_epochs(attempt_folder(folder / "trials", 7, n))]
+        assert told == [1, 2, 3, 4]
 
 
 def test_external_figures_at_rungs_and_at_the_end_own_test_at_the_end(config, tmp_path):
