@@ -39,6 +39,7 @@ def test_an_attempt_from_the_file_to_wandb(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     isolate(monkeypatch, tmp_path / "home")
+    monkeypatch.setattr("medtune.deploy.sheets.sheets", lambda *_: {})  # the tiny model has no blocks to draw
     trial_module._data.cache_clear()
     config = tiny_config(pair=PAIR, epochs=2, train_limit=21, selection="val/auc", imbalance="balanced", augmentation=0.5)
     spec = AttemptSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,17 @@ from medtune.training import fit
 from tests.support.made_study import MadeStudy
 
 
-@pytest.fixture(scope="package", autouse=True)
-def tiny_is_a_model() -> Iterator[None]:
+@contextlib.contextmanager
+def with_tiny() -> Iterator[None]:
+    """`tiny` is a model here, and for no other file of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models._MODULES, "tiny", "tests.support.tiny_model")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_is_a_model() -> Iterator[None]:
+    with with_tiny():
         yield
 
 
@@ -46,15 +54,17 @@ def train(folder: Path, model: str, *, image_size: int = 32, epochs: int = 4, tr
     return made.read()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return train(tmp_path_factory.mktemp("studies") / "made", "tiny")
+    with with_tiny():
+        return train(tmp_path_factory.mktemp("studies") / "made", "tiny")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def exported(trained: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    export(find(trained, None, None), folder, None, None)
+    with with_tiny():
+        export(find(trained, None, None), folder, None, None)
     return folder
 
 
