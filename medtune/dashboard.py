@@ -58,7 +58,6 @@ class _Threads(ThreadingMixIn, WSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no news."""
 
-
     def server_bind(self) -> None:
         """Without asking who this machine is: a name server that does not answer would hold it up."""
         TCPServer.server_bind(self)

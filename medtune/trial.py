@@ -136,7 +136,7 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
 
 
 SHEET = 4
-"""Images on a Grad-CAM sheet: on a CPU each takes as long as some steps of training."""
+"""Images on a Grad-CAM sheet: few, as each takes a pass there and back."""
 
 
 class Attempt:
@@ -276,18 +276,18 @@ class Attempt:
         predictions.write(self.record.folder, {**own.pop("predictions"), **shifted.pop("predictions"), **self.predicted})
         self.external = self.external | own | shifted
         report = self._report("complete", result)
-        self._show_sheets()
+        self._show_sheets(model)
         self._end(report)
         return report
 
-    def _show_sheets(self) -> None:
+    def _show_sheets(self, model: nn.Module) -> None:
         """What a trial's surest hits and misses on the external set rest on, in its W&B run."""
-        if self.wandb is None or self.fit is None:
+        if self.wandb is None:
             return
         from medtune.deploy.sheets import sheets
 
         try:
-            found = sheets(self.config, self.fit.best_model(), self.data, "external", self.predicted["external"], SHEET)
+            found = sheets(self.config, model, self.data, "external", self.predicted["external"], SHEET)
         except Exception as error:  # a picture is no reason for a trial to fail
             self.record.event("warning", message=f"no Grad-CAM pictures: {type(error).__name__}: {error}")
             return

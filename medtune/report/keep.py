@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medtune.errors import MedtuneError
-from medtune.report.page import FILE, write
 from medtune.results import Study
 from medtune.storage.home import Home
 
@@ -58,6 +57,8 @@ def _keep(folder: Path, every: float, over: threading.Event) -> None:
 
 def last_page(study: Study) -> str:
     """Write the page of a study that has ended, in the bucket where it is kept in one; returns words on where it is."""
+    from medtune.report.page import FILE, write  # more than a second of imports, and a study begins without
+
     path = study.folder / FILE
     try:
         write(study, path)
