@@ -231,16 +231,12 @@ def sync(study: StudyName, *, storage: str | None = None) -> None:
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.results import load_study
-    from medtune.storage.copies import fetch_changed
-    from medtune.storage.home import return_marks
+    from medtune.storage.home import wandb_files_here
     from medtune.wandb_sync import sync as upload
 
     found = load_study(study, storage)
-    if found.bucket:
-        fetch_changed(found.bucket, found.folder, "wandb", {})
-    report = upload(found.folder, where=found.where)
-    if found.bucket:
-        return_marks(found.bucket, found.folder)
+    with wandb_files_here(found.bucket, found.folder):
+        report = upload(found.folder, where=found.where)
     print(report.describe())
     if not report.ok:
         raise MedtuneError("not all runs were uploaded; what is left is safe on disk")

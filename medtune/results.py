@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -31,6 +31,9 @@ from medtune.storage.bucket import Bucket, is_bucket
 from medtune.storage.home import storage_root, study_names
 from medtune.storage.lease import is_driven
 from medtune.usage import read_usage
+
+if TYPE_CHECKING:
+    from medtune.data import PairData
 
 OPTIMISTIC = (
     "Ranked by an external metric: the choice has seen the external labels, so this figure is optimistic "
@@ -198,6 +201,40 @@ def optimistic(by: str) -> bool:
     return by.split("/")[0] in ("external", "external_matched", "cpn", "cpn_matched", "test")
 
 
+def candidates(study: Study, by: str) -> list[Row]:
+    """As `rank`. Raises StudyError while no trial was trained to the end."""
+    ranked = rank(study, by)
+    if not ranked:
+        raise StudyError(
+            f"no trial of study {study.name!r} was trained to the end yet: nothing to choose from. "
+            "The script's command goes on with it; `medtune trials` shows where it stands."
+        )
+    return ranked
+
+
+def tested_on_own_split(study: Study) -> bool:
+    """Whether the study's external test was on the training set's own test split."""
+    return bool(study.record["data"]["external"] == study.record["data"]["test"])
+
+
+def data_of(study: Study, data_dir: Path | None, external_dir: Path | None) -> tuple[PairData, list[str]]:
+    """The study's pair as it is here, and the splits whose images are not those of the study.
+
+    Raises DataError where the files are missing or broken.
+    """
+    from medtune.data import load_pair
+
+    settings = study.record["settings"]
+    data = load_pair(
+        settings["pair"],
+        native_size=settings["native_size"],
+        data_dir=data_dir,
+        external_dir=external_dir,
+        external_fallback=tested_on_own_split(study),
+    )
+    return data, [split for split, digest in data.fingerprint.items() if study.record["data"].get(split) != digest]
+
+
 def trial_config(study: Study, row: Row) -> TrialConfig:
     """The full configuration that a trial was trained with."""
     names = set(TrialConfig().to_dict())
@@ -237,12 +274,7 @@ def sheets_folder(folder: Path, number: int) -> Path:
 def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
     """What `medtune best` answers. Raises StudyError while no trial was trained to the end."""
     by = by or study.selection
-    ranked = rank(study, by)
-    if not ranked:
-        raise StudyError(
-            f"no trial of study {study.name!r} was trained to the end yet: nothing to choose from. "
-            "The script's command goes on with it; `medtune trials` shows where it stands."
-        )
+    ranked = candidates(study, by)
     return {
         "study": study.name,
         "ranked_by": by,

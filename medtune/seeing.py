@@ -36,14 +36,10 @@ def wandb(study: tyro.conf.Positional[str], *, storage: str | None = None) -> No
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.results import load_study
-    from medtune.storage.copies import fetch_changed
-    from medtune.storage.home import return_marks
+    from medtune.storage.home import wandb_files_here
     from medtune.wandb_workspace import save_workspace
 
     found = load_study(study, storage)
-    if found.bucket:
-        fetch_changed(found.bucket, found.folder, "wandb", {})
-    address = save_workspace(found)
-    if found.bucket:
-        return_marks(found.bucket, found.folder)
+    with wandb_files_here(found.bucket, found.folder):
+        address = save_workspace(found)
     print(f"workspace of study {found.name}: {address}")

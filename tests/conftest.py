@@ -15,6 +15,7 @@ from torch import nn
 import medtune.models
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
+from tests.support.wandb_home import isolate
 
 
 class TinyNet(nn.Module):
@@ -104,6 +105,14 @@ def nothing_old_is_looked_through() -> None:
     """What earlier files of tests left, gigabytes of it, costs each full collection of a trial's end most of a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """W&B knows nothing of this machine's user; what else a test sets through it goes when it ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        isolate(patch, tmp_path_factory.mktemp("home"))
+        yield patch
 
 
 @pytest.fixture

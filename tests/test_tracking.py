@@ -29,12 +29,7 @@ from tests.support.wandb_files import read
 from tests.support.wandb_home import KEY, isolate
 from tests.support.wandb_trial import line_of, play
 
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        isolate(patch, tmp_path_factory.mktemp("home"))
-        yield patch
+pytestmark = pytest.mark.usefixtures("nobody")
 
 
 def written(study, number, attempt=1):

@@ -30,11 +30,7 @@ SPACE = SearchSpace(
 RECORD = {"id": "st-1", "name": "demo", "selection": "val/loss", "planned": False, "parameters": parameters(SPACE)}
 
 
-@pytest.fixture(autouse=True)
-def nobody(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        isolate(patch, tmp_path_factory.mktemp("home"))
-        yield patch
+pytestmark = pytest.mark.usefixtures("nobody")
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,7 @@ from tests.support.fake_wandb import FakeWandb, refusing_url
 from tests.support.wandb_home import KEY, isolate
 from tests.support.wandb_trial import play
 
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        isolate(patch, tmp_path_factory.mktemp("home"))
-        yield patch
+pytestmark = pytest.mark.usefixtures("nobody")
 
 
 @pytest.fixture(scope="module")

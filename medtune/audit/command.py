@@ -74,27 +74,19 @@ def _of_study(
     name: str, storage: str | None, data_dir: Path | None, external_dir: Path | None, threshold: float
 ) -> tuple[PairData, dict[str, Any]]:
     from medtune.audit.verdict import FILE, kept_audit, write
-    from medtune.results import load_study
+    from medtune.results import data_of, load_study
     from medtune.storage.patience import reason
 
     found = load_study(name, storage)
-    settings, about = found.record["settings"], found.record["data"]
-    data = load_pair(
-        settings["pair"],
-        native_size=settings["native_size"],
-        data_dir=data_dir,
-        external_dir=external_dir,
-        external_fallback=about["external"] == about["test"],
-    )
-    other = [split for split, digest in data.fingerprint.items() if about.get(split) != digest]
+    data, other = data_of(found, data_dir, external_dir)
     if other:
         raise DataError(
             f"the {' and '.join(other)} images here are not those of study {found.name!r}, which was tested on "
-            f"{about['external_name']}: name its data with --data-dir and --external-dir"
+            f"{found.record['data']['external_name']}: name its data with --data-dir and --external-dir"
         )
     record = kept_audit(data, threshold, _say)
     try:
-        write(found.folder, record, data, settings["external_limit"])
+        write(found.folder, record, data, found.record["settings"]["external_limit"])
         if found.bucket:
             found.bucket.upload(found.folder / FILE, FILE)
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medtune.choose.hindsight import ENOUGH
+from medtune.evidence.intervals import in_words
 from medtune.progress import brief
 from medtune.results import GROUPS
 
@@ -59,7 +60,7 @@ def _print_figures(label: str, found: Mapping[str, Any]) -> None:
         if found[kind]:
             print(f"  {name}: " + "   ".join(_figure(key, value) for key, value in found[kind].items()))
     before, after = found["before"], found["after"]
-    both = (f"{_figure(key, before[key])} -> {_number(after[key])}" for key in ("ece", "brier"))
+    both = (f"{_figure(key, before[key])} -> {in_words(after[key])}" for key in ("ece", "brier"))
     print(f"  calibration, before -> after: {'   '.join(both)}")
 
 
@@ -73,11 +74,7 @@ def _print_hindsight(choice: Mapping[str, Any]) -> None:
 
 
 def _figure(name: str, value: Mapping[str, Any]) -> str:
-    return f"{name} {_number(value)}"
-
-
-def _number(value: Mapping[str, Any]) -> str:
-    return "undefined" if value["value"] is None else f"{value['value']:.3f}{_range(value, 3)}"
+    return f"{name} {in_words(value)}"
 
 
 def _range(value: Mapping[str, Any], digits: int) -> str:

@@ -12,10 +12,9 @@ from typing import Any
 
 from medtune.choose.means import Means
 from medtune.config import StudyConfig, TrialConfig
-from medtune.data import load_pair
 from medtune.definition import Definition
 from medtune.errors import ConfigError, StudyError
-from medtune.results import Study, load_study, metric, rank, trial_config
+from medtune.results import Study, candidates, data_of, load_study, metric, tested_on_own_split, trial_config
 from medtune.search.ledger import Row
 from medtune.search.plan import Settings
 from medtune.search.space import Listed, SearchSpace
@@ -33,13 +32,8 @@ def finalists(study: Study, by: str, top: int) -> list[Row]:
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}")
     found: dict[str, Row] = {}
-    for row in rank(study, by):
+    for row in candidates(study, by):
         found.setdefault(str(trial_config(study, row).replace(seed=0)), row)  # a planned study has a setting's replicates
-    if not found:
-        raise StudyError(
-            f"no trial of study {study.name!r} was trained to the end yet: nothing to choose from. "
-            "The script's command goes on with it; `medtune trials` shows where it stands."
-        )
     return list(found.values())[:top]
 
 
@@ -100,9 +94,9 @@ def train(
         config = _config(study, plan, 1 + max(map(max, places)), means)
         space = SearchSpace.of(plan, Listed)
         definition = Definition(
-            script="choose", space=space, first=plan, planned=True, external_fallback=_fell_back(study)
+            script="choose", space=space, first=plan, planned=True, external_fallback=tested_on_own_split(study)
         )
-        _require_same_data(study, config, definition)
+        _require_same_data(study, config)
         run_study(config, definition, trainable)
         stage = open_stage(study)
         assert stage is not None
@@ -131,20 +125,9 @@ def _config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -
     )
 
 
-def _fell_back(study: Study) -> bool:
-    """Whether the study's external test was on the training set's own test split."""
-    return bool(study.record["data"]["external"] == study.record["data"]["test"])
-
-
-def _require_same_data(study: Study, config: StudyConfig, definition: Definition) -> None:
+def _require_same_data(study: Study, config: StudyConfig) -> None:
     """Raises StudyError with the difference: trainings on other data would not compare with the study's trials."""
-    data = load_pair(
-        config.trial.pair,
-        native_size=config.trial.native_size,
-        data_dir=config.data_dir,
-        external_dir=config.external_dir,
-        external_fallback=definition.external_fallback,
-    )
+    data, _ = data_of(study, config.data_dir, config.external_dir)
     was, now = study.record["data"], {**data.fingerprint, "external_name": data.external_name}
     changes = [f"  data.{key}: {was.get(key)!r} -> {value!r}" for key, value in now.items() if was.get(key) != value]
     if changes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from medtune.evidence.intervals import in_words
 from medtune.record import plain
 
 WAYS = (("at_threshold", "threshold", "after"), ("argmax", "most probable, not calibrated", "before"))
@@ -25,17 +26,9 @@ def _lines(figures: Mapping[str, Any]) -> list[list[str]]:
     for split, found in figures.items():
         for kind, label, probs in WAYS:
             if found[kind] is not None:
-                decided = [_figure(found[kind].get(name)) for name in DECIDED]
-                rest = [_figure(found[probs][name]) for name in ("ece", "brier")]
+                decided = [in_words(found[kind][name]) if name in found[kind] else "" for name in DECIDED]
+                rest = [in_words(found[probs][name]) for name in ("ece", "brier")]
                 lines.append([split, str(found["n"]), label, *decided, *rest])
         if found.get("without_leaked"):
             lines += _lines({f"{split}, without leaked images": found["without_leaked"]})
     return lines
-
-
-def _figure(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
-        return ""
-    if found["value"] is None:
-        return "undefined"
-    return f"{found['value']:.3f}" + ("" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]")

@@ -25,7 +25,7 @@ from medtune.deploy import card, programs
 from medtune.deploy.bundle import CARD, LIKENESS, WEIGHTS, Bundle, seal
 from medtune.deploy.likeness import PERCENTILE, Reference, limit_of
 from medtune.deploy.predictor import outputs
-from medtune.deploy.source import Source, data_of
+from medtune.deploy.source import Source, images_of
 from medtune.errors import BundleError
 from medtune.evaluate import default_device, resolve_precision
 from medtune.models.cost import source as source_of
@@ -49,7 +49,7 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} is not empty: name a new folder with -o")
-    data = data_of(source, data_dir, external_dir)
+    data = images_of(source, data_dir, external_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

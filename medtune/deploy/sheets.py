@@ -15,7 +15,7 @@ from medtune import metrics, models
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
 from medtune.deploy.gradcam import overlay
-from medtune.deploy.source import data_of, find
+from medtune.deploy.source import find, images_of
 from medtune.errors import StudyError
 from medtune.evaluate import default_device
 from medtune.predictions import Predicted
@@ -42,7 +42,7 @@ def contact_sheets(
     cannot be written; DataError for data that are missing or others.
     """
     source = find(study, row.number, None)
-    data = data_of(source, data_dir, external_dir)
+    data = images_of(source, data_dir, external_dir)
     model = models.build(source.config.model, num_classes=len(data.classes), in_channels=3)
     models.load_published(model, source.weights)
     model = model.eval().requires_grad_(False).to(default_device())

@@ -11,10 +11,10 @@ from medtune.choose import read_choice
 from medtune.choose.deployed import decision, rule_of
 from medtune.choose.stage import open_stage
 from medtune.config import TrialConfig
-from medtune.data import PairData, limit, load_pair
+from medtune.data import PairData, limit
 from medtune.errors import BundleError, ConfigError, DataError, StudyError, unknown
 from medtune.predictions import Predictions
-from medtune.results import Study, checkpoint, predicted, rank
+from medtune.results import Study, checkpoint, data_of, predicted, rank
 from medtune.search.ledger import Row
 from medtune.weights import load_weights
 
@@ -112,13 +112,10 @@ def row_of(study: Study, trial: int | None) -> Row:
     return rows[trial]
 
 
-def data_of(source: Source, data_dir: Path | None, external_dir: Path | None) -> PairData:
+def images_of(source: Source, data_dir: Path | None, external_dir: Path | None) -> PairData:
     """The images that the study was made with. Raises DataError where they are missing or are others."""
     config, record = source.config, source.study.record["data"]
-    data = load_pair(
-        config.pair, native_size=config.native_size, data_dir=data_dir, external_dir=external_dir, external_fallback=True
-    )
-    other = [name for name, digest in data.fingerprint.items() if record.get(name) != digest]
+    data, other = data_of(source.study, data_dir, external_dir)
     if other:
         raise DataError(
             f"the {' and '.join(other)} images here are not those of study {source.study.name!r} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,13 @@ class Interval(NamedTuple):
     value: float | None
     low: float | None
     high: float | None
+
+
+def in_words(found: Mapping[str, float | None]) -> str:
+    """`0.912 [0.887, 0.934]` of an interval's `value`, `low` and `high`, or `undefined`."""
+    if found["value"] is None:
+        return "undefined"
+    return f"{found['value']:.3f}" + ("" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]")
 
 
 def interval(figure: Figure, probs: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

@@ -370,6 +370,17 @@ class BucketHome(Home):
             return_marks(self.bucket, self.folder)
 
 
+@contextlib.contextmanager
+def wandb_files_here(bucket: Bucket | None, folder: Path) -> Iterator[None]:
+    """A study's W&B files are in `folder`, and what is noted there of uploads is in its bucket afterwards."""
+    if bucket is None:
+        yield
+        return
+    fetch_changed(bucket, folder, "wandb", {})
+    yield
+    return_marks(bucket, folder)
+
+
 def return_marks(bucket: Bucket, folder: Path) -> None:
     """Put the marks of uploaded W&B runs beside the runs."""
     marks = [str(path.relative_to(folder)) for path in folder.glob(f"wandb/*/{UPLOADED}")]
