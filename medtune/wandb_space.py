@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medtune.search.space import Choice, Dimension, Following, Milestones, Real, SearchSpace, Whole
+from medtune.search.space import Choice, Dimension, Following, Listed, Milestones, Real, SearchSpace, Whole
 
 Parameters = dict[str, dict[str, Any]]
 
@@ -26,7 +26,7 @@ def planned(settings: Sequence[Mapping[str, Any]]) -> Parameters:
 
 def _words(name: str, dimension: Dimension) -> Parameters:
     match dimension:
-        case Choice():
+        case Choice() | Listed():
             return {name: {"values": _distinct(dimension.options)}}
         case Following():
             return {name: {"values": _distinct(list(dimension.values.values()))}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medtune.record import write_json
-from medtune.search.space import Choice, Following, Milestones, Real, SearchSpace, Whole
+from medtune.search.space import Choice, Dimension, Following, Listed, Milestones, Real, SearchSpace, Whole
 from medtune.wandb_space import parameters
 from medtune.wandb_sweep import configuration
 from medtune.wandb_sync import Uploader, sync
@@ -31,6 +31,12 @@ RECORD = {"id": "st-1", "name": "demo", "selection": "val/loss", "planned": Fals
 
 
 pytestmark = pytest.mark.usefixtures("nobody")
+
+
+def test_every_kind_of_dimension_has_words():
+    space = SearchSpace(**SPACE.dimensions, pretrained=Listed(options=(None, "timm")))
+    assert {type(dimension) for dimension in space.dimensions.values()} == set(Dimension.__subclasses__())
+    assert parameters(space)["pretrained"] == {"values": [None, "timm"]}
 
 
 @pytest.fixture(scope="module")
