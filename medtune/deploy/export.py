@@ -22,7 +22,7 @@ from medtune.audit import sentence
 from medtune.cluster import facts
 from medtune.data import PairData, Split
 from medtune.deploy import card, programs
-from medtune.deploy.bundle import CARD, LIKENESS, WEIGHTS, Bundle, seal
+from medtune.deploy.bundle import CARD, LIKENESS, MANIFEST, WEIGHTS, Bundle, seal
 from medtune.deploy.likeness import PERCENTILE, Reference, limit_of
 from medtune.deploy.predictor import outputs
 from medtune.deploy.source import Source, images_of
@@ -50,15 +50,13 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} is not empty: name a new folder with -o")
     data = images_of(source, data_dir, external_dir)
+    there = folder.exists()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if there else folder.parent))
         try:
             _fill(part, source, data, tolerance, say)
-            part.chmod(0o755)
-            for file in part.iterdir():
-                file.chmod(0o644)
-            os.replace(part, folder)
+            _put(part, folder, there)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
@@ -92,6 +90,19 @@ def _fill(part: Path, source: Source, data: PairData, tolerance: float, say: Cal
     }
     (part / CARD).write_text(card.render(about), encoding="utf-8")
     seal(part, about)
+
+
+def _put(part: Path, folder: Path, there: bool) -> None:
+    """Make a whole bundle in `part` the one in `folder`."""
+    part.chmod(0o755)
+    for file in part.iterdir():
+        file.chmod(0o644)
+    if not there:
+        os.replace(part, folder)
+        return
+    # A folder that is there may be a mount, a link or where the user is: it stays. Without its manifest it is no bundle yet.
+    for file in sorted(part.iterdir(), key=lambda file: file.name == MANIFEST):
+        os.replace(file, folder / file.name)
 
 
 def _checks(source: Source, found: dict[str, NDArray[np.float32]], tolerance: float) -> dict[str, Any]:

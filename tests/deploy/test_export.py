@@ -26,6 +26,11 @@ from tests.deploy.conftest import train
 from tests.support.made_study import MadeStudy
 from tests.support.models import SMALL
 
+NO_PROGRAMS = {
+    "program": {"file": "model.pt2", "largest_difference": 0.0, "compared_on": "nothing"},
+    "onnx": {"file": None, "why": "no"},
+}
+
 
 def test_the_card_says_what_must_be_known(exported: Path) -> None:
     card, about = (exported / "MODEL_CARD.md").read_text(), Bundle.open(exported).manifest
@@ -51,6 +56,25 @@ def test_a_folder_with_something_in_it_is_left_alone(trained: Study, tmp_path: P
     with pytest.raises(BundleError, match="not empty"):
         export(find(trained, None, None), tmp_path, None, None)
     assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_a_folder_that_is_there_stays_the_same_one(
+    trained: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount or a link, which cannot be replaced, or the one the user is in."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr("medtune.deploy.programs.write", lambda *_: NO_PROGRAMS)
+    before, source = folder.stat().st_ino, find(trained, None, None)
+    export(source, tmp_path / "link", None, None)
+    assert folder.stat().st_ino == before and (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(folder)) == ["MODEL_CARD.md", "likeness.safetensors", "manifest.json", "model.safetensors"]
+    for path in folder.iterdir():
+        path.unlink()
+    monkeypatch.chdir(folder)
+    export(source, Path(), None, None)
+    assert os.listdir() and Bundle.open(folder).model == "tiny"
 
 
 def test_weights_that_do_not_give_the_trials_predictions_are_refused(trained: Study, tmp_path: Path) -> None:
