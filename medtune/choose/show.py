@@ -7,7 +7,7 @@ from typing import Any
 
 from medtune.choose.hindsight import ENOUGH
 from medtune.evidence.intervals import in_words
-from medtune.progress import brief
+from medtune.progress import brief, some
 from medtune.results import GROUPS
 
 
@@ -35,12 +35,12 @@ def print_choice(choice: Mapping[str, Any]) -> None:
 
 def _print_finalists(choice: Mapping[str, Any]) -> None:
     labels = " (EXTERNAL LABELS)" if choice["external_labels_used"] else ""
-    count = f"{len(choice['finalists'])} of {choice['candidates']} trials trained to the end"
+    count = f"{len(choice['finalists'])} of {some(choice['candidates'], 'trial')} trained to the end"
     print(f"finalists by {choice['by']}{labels}, {count}:")
     for one in choice["finalists"]:
         mean = "no run was trained to the end"
         if one["mean"] is not None:
-            mean = f"mean {one['mean']:.4f}{_range(one, 4)} over {len(one['runs'])} seeds"
+            mean = f"mean {one['mean']:.4f}{_range(one, 4)} over {some(len(one['runs']), 'seed')}"
             mean += f", {one['first_value']:.4f} in the study"
         compared = ", ".join(f"p {p:.3f} ({name})" for name, p in one["p_corrected"].items() if p is not None)
         against = f"; {'tied with the first' if one['tied'] else 'worse than the first'}: {compared}" if compared else ""
