@@ -8,7 +8,7 @@ from typing import Any
 
 from medtune.audit import sentence, verdict_of
 from medtune.choose.deployed import NEVER, decision
-from medtune.choose.hindsight import correlations
+from medtune.choose.hindsight import RUNS, correlations
 from medtune.choose.ranking import LEVEL, Compared, Finalist, compare, finalists_of
 from medtune.choose.stage import NAME, STAGES, Stage, settings_of
 from medtune.evidence.threshold import Rule
@@ -59,7 +59,7 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
         **found,
         "correlations": [
             *correlations(study.rows, "the study's trials"),
-            *correlations(stage.study.rows, "the finalists' runs"),
+            *correlations(stage.study.rows, RUNS),
         ],
         "cautions": _cautions(study, ranked, stage, by, found),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medtune.choose.hindsight import ENOUGH
+from medtune.choose.hindsight import ENOUGH, USES
 from medtune.evidence.intervals import in_words
 from medtune.progress import brief, some
 from medtune.results import GROUPS
@@ -65,12 +65,11 @@ def _print_figures(label: str, found: Mapping[str, Any]) -> None:
 
 
 def _print_hindsight(choice: Mapping[str, Any]) -> None:
-    print("in hindsight, rank correlations with the external test; they use external labels: for the next study, not this")
+    print(f"in hindsight, rank correlations with the external test (+1: the better is always the better there); this {USES}")
     for one in choice["correlations"]:
-        less = " (less is better)" if one["less_is_better"] else ""
         rho = "undefined" if one["rho"] is None else f"{one['rho']:+.2f}{_range(one, 2)}"
-        few = ": too few trials" if one["n"] < ENOUGH else ""
-        print(f"  {one['selection']}{less} with {one['with']}: {rho}, n {one['n']} of {one['over']}{few}")
+        few = ": too few" if one["n"] < ENOUGH else ""
+        print(f"  {one['selection']} with {one['with']}: {rho}, n {one['n']} of {one['over']}{few}")
 
 
 def _figure(name: str, value: Mapping[str, Any]) -> str:
