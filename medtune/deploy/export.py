@@ -23,6 +23,7 @@ from medtune.cluster import facts
 from medtune.data import PairData, Split
 from medtune.deploy import card, programs
 from medtune.deploy.bundle import CARD, LIKENESS, MANIFEST, WEIGHTS, Bundle, seal
+from medtune.deploy.elsewhere import named
 from medtune.deploy.likeness import PERCENTILE, Reference, limit_of
 from medtune.deploy.predictor import outputs
 from medtune.deploy.source import Source, images_of
@@ -135,11 +136,11 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
         "trial": source.trial,
         "run": source.run,
         "why": source.why,
-        "cautions": list(source.cautions),
+        "cautions": [named(caution) for caution in source.cautions],
         "model": config.model,
         "model_source": source_of(config.model),
         "classes": list(data.classes),
-        "config": config.to_dict(),
+        "config": config.to_dict() | {"pretrained": config.pretrained and named(config.pretrained)},
         "precision": resolve_precision(config.precision, device),
         "preprocessing": _preprocessing(data, config.image_size),
         "decision": {
@@ -154,7 +155,7 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
             "pair": data.name,
             "counts": data.counts(),
             "synthetic": data.synthetic,
-            "warnings": list(data.warnings),
+            "warnings": [named(warning) for warning in data.warnings],
             "audit": sentence(study),
         },
         "checks": checks,
