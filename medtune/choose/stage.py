@@ -6,13 +6,16 @@ What a study does when it is killed, its machines go or its storage fails, the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from medtune.choose.means import Means
 from medtune.config import StudyConfig, TrialConfig
 from medtune.definition import Definition
+from medtune.driver import add_outcome
 from medtune.errors import ConfigError, StudyError
 from medtune.results import Study, candidates, data_of, load_study, metric, tested_on_own_split, trial_config
 from medtune.search.ledger import Row
@@ -97,11 +100,26 @@ def train(
             script="choose", space=space, first=plan, planned=True, external_fallback=tested_on_own_split(study)
         )
         _require_same_data(study, config)
-        run_study(config, definition, trainable)
+        run_study(config, definition, trainable, _ended)
         stage = open_stage(study)
         assert stage is not None
     rows = {row.number: row for row in stage.rows}
     return Stage(stage, list(seeds), [[rows[number] for number in numbers] for numbers in places])
+
+
+def _ended(folder: Path, show: bool) -> tuple[int, str]:
+    """The outcome of the trainings; that of the choice is added to it (`note`)."""
+    rows = load_study(str(folder)).rows
+    whole = sum(row.state == "COMPLETE" for row in rows)
+    return 0 if whole else 1, f"{whole} of {len(rows)} trainings of finalists came to their end"
+
+
+def note(stage: Stage, message: str, show: Callable[[], object]) -> None:
+    """Leave the choice's outcome with the stage's driver, whose terminal nobody may have seen; `show` prints all of it."""
+    with contextlib.suppress(OSError):  # the choice itself is kept already
+        for path in add_outcome(stage.study.folder, message, show):
+            if stage.study.bucket:
+                stage.study.bucket.upload(path, path.name)
 
 
 def _trained(stage: Study, places: Sequence[Sequence[int]]) -> bool:
