@@ -109,8 +109,8 @@ def test_an_audit_is_in_the_bucket_and_a_driver_puts_no_older_one_there(run, buc
     with home.driven(print):
         write_json(home.folder / "audit.json", {"threshold": 0.95})
     with home.driven(print):
-        audit = {"threshold": 0.9, "words": "another"}
-        monkeypatch.setattr("medtune.audit.verdict.kept_audit", lambda *_: {**audit, "external_leaked": [], "external_seen": []})
+        audit = {"threshold": 0.9, "words": "another", "external_leaked": [], "external_seen": []}
+        monkeypatch.setattr("medtune.audit.verdict.kept_audit", lambda *_: audit)
         monkeypatch.setattr("medtune.audit.command.print_audit", print)
         run("first", "data", "audit", "--study", "made")
         head("driver")
