@@ -94,7 +94,7 @@ def train(
     plan = planned(stage.record["first"] if stage else [], settings, seeds)
     places = [[plan.index({**one, "seed": seed}) for seed in seeds] for one in settings]
     if stage is None or not _trained(stage, places):
-        config = _config(study, plan, 1 + max(map(max, places)), means)
+        config = stage_config(study, plan, 1 + max(map(max, places)), means)
         space = SearchSpace.of(plan, Listed)
         definition = Definition(
             script="choose", space=space, first=plan, planned=True, external_fallback=tested_on_own_split(study)
@@ -127,10 +127,11 @@ def _trained(stage: Study, places: Sequence[Sequence[int]]) -> bool:
     return ended.issuperset(number for numbers in places for number in numbers)
 
 
-def _config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -> StudyConfig:
+def stage_config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -> StudyConfig:
     """The study's own settings, but for what a plan does without: each is trained to the end, and its weights stay."""
     names = set(TrialConfig().to_dict())
-    shared = TrialConfig.from_dict({k: v for k, v in study.record["settings"].items() if k in names})
+    given = {name: value for name, value in asdict(means).items() if name in names}
+    shared = TrialConfig.from_dict({k: v for k, v in study.record["settings"].items() if k in names} | given)
     return StudyConfig(
         preset=study.record["preset"],
         name=NAME,
@@ -139,7 +140,7 @@ def _config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -
         keep=len(plan),
         first_rung=1.0,
         trial=shared,
-        **asdict(means),
+        **{name: value for name, value in asdict(means).items() if name not in given},
     )
 
 
