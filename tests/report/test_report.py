@@ -218,7 +218,7 @@ def test_contact_sheets_are_on_the_page(made, tmp_path):
     study = made.read()
     assert "medtune gradcam" in words(study)
     number = rank(study, study.selection)[0].number
-    folder = sheets_folder(study.folder, number)
+    folder = sheets_folder(study, number)
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "external-misses.png")
     page = write(study, tmp_path / "r.html").read_text()
