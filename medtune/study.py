@@ -25,6 +25,7 @@ from medtune.storage.home import LEDGER, Home, home_of, storage_root, study_name
 from medtune.storage.lease import Replaced
 from medtune.storage.patience import held
 from medtune.usage import read_usage
+from medtune.wandb_sweep import note_over
 from medtune.wandb_sync import Uploader
 
 
@@ -81,7 +82,7 @@ def run_study(
         )
         with home.begun():
             progress.begin(conductor, [*starts, *conductor.recover()])
-            if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
+            if len(_finished(conductor)) < config.trials:
                 _run(home, config, conductor, definition, progress, trainable)
         progress.end(read_usage(home.folder))
     return home.folder
@@ -125,6 +126,7 @@ def _run(
 ) -> None:
     """Launch what is left, with the uploader beside it."""
     uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where, project=config.wandb_project)
+    note_over(home.folder, False)
     uploader.start()
     progress.say(f"  {uploader.describe()}")
     patience = 3.0
@@ -132,12 +134,17 @@ def _run(
         with kept_up(home), progress:
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
+        note_over(home.folder, config.wandb != "off" and len(_finished(conductor)) >= config.trials)
     finally:
         with contextlib.suppress(OSError):
             home.fetch_wandb()
         report = uploader.stop(patience)
     if config.wandb == "auto" and (report.uploaded or report.left):
         progress.say(report.describe())
+
+
+def _finished(conductor: Conductor) -> list[Row]:
+    return [row for row in conductor.rows.values() if row.finished]
 
 
 @contextlib.contextmanager
