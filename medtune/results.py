@@ -359,8 +359,7 @@ def print_outcome(folder: Path) -> bool:
     # As it can be typed here: an environment that is not activated is not on the path.
     medtune = "medtune" if shutil.which("medtune") else os.path.relpath(Path(sys.executable).with_name("medtune"))
     print(f"next: {medtune} best {study.name}{at} --top 3\n      {medtune} trials {study.name}{at}")
-    if study.record.get("planned"):
-        print(f"      {medtune} compare {study.name}{at}")
+    print(f"      {medtune} {'compare' if study.record.get('planned') else 'choose'} {study.name}{at}")
     return True
 
 

@@ -98,14 +98,19 @@ def paired_bootstrap(
     Raises ValueError where the figure is undefined.
     """
     members = [_members(group) for group in groups]
-    values = [[value_of(figure, probs, labels) for probs in one] for one in members]
-    if any(value is None for one in values for value in one):
-        raise ValueError(f"{figure} is undefined on these labels: nothing to compare")
-    means = np.array([np.mean(one) for one in values]).tolist()
+    means = [_mean(figure, one, labels) for one in members]
     drawn = [np.mean([resampled(figure, probs, labels, resamples, seed) for probs in one], axis=0) for one in members]
     return [
         _by_resamples(means[i], means[j], drawn[i] - drawn[j]) for i, j in itertools.combinations(range(len(members)), 2)
     ]
+
+
+def _mean(figure: Figure, members: Array, labels: ArrayLike) -> float:
+    values = [value_of(figure, probs, labels) for probs in members]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        raise ValueError(f"{figure} is undefined on these labels: nothing to compare")
+    return float(np.mean(known))
 
 
 def _by_resamples(a: float, b: float, differences: Array) -> Difference:

@@ -68,15 +68,16 @@ def _marks(
 def _correlations(source: Source) -> list[Table | Words]:
     """Of each selection metric with the external figures: over the study's trials, and over the finalists' runs."""
     complete = source.complete
-    if len(complete) < 3:
-        return [Words(f"A rank correlation takes three trials trained to the end; there are {len(complete)}.")]
     names = list(dict.fromkeys((source.selection, *METRICS)))
     externals = [f"{source.external}{matched}/{name}" for matched in ("", "_matched") for name in ("auc", "oa")]
-    found = [correlations(complete, "the study's trials", external, names) for external in externals]
     heads = ["selected by", *(f"{GROUPS[name.split('/')[0]]}: {name.split('/')[1].upper()}" for name in externals)]
-    rows = [[name, *map(_cell, cells)] for name, *cells in zip(names, *found, strict=True)]
-    over = f"{len(complete)} trials trained to the end"
-    tables: list[Table | Words] = [Table(_caption(over), heads, rows)]
+    tables: list[Table | Words] = []
+    if len(complete) >= 3:
+        found = [correlations(complete, "the study's trials", external, names) for external in externals]
+        rows = [[name, *map(_cell, cells)] for name, *cells in zip(names, *found, strict=True)]
+        tables.append(Table(_caption(f"{len(complete)} trials trained to the end"), heads, rows))
+    else:
+        tables.append(Words(f"A rank correlation takes three trials trained to the end; there are {len(complete)}."))
     runs = [one for one in (source.choice or {}).get("correlations", ()) if one["over"] == RUNS]
     if runs:
         rows = [[one["selection"], _cell(one)] for one in runs]

@@ -324,7 +324,8 @@ def test_a_place_that_cannot_be_written_is_named(made):
 
 def test_a_sweep_ends_with_the_pages_path(made, capsys):
     assert print_outcome(made.folder)
-    assert f"page for the browser: {made.folder}/report.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"page for the browser: {made.folder}/report.html" in said and "medtune choose made" in said
     assert (made.folder / "report.html").stat().st_size > 1e6
 
 
