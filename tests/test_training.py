@@ -224,7 +224,7 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
         return transforms.prepare(images, size)
 
     monkeypatch.setattr(transforms, "augment", augment)
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", loss)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", loss)
     run(tiny_config(), tiny_data)
     own = torch.tensor(tiny_data.train.labels)
     epochs = [torch.cat(seen[3 * i : 3 * i + 3]) for i in range(4)]
@@ -257,7 +257,7 @@ def test_weighted_loss_is_optimised_and_the_plain_one_reported(
             seen.append((logits, truth))
         return real(logits, truth, **kwargs)
 
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", spy)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     fitting = fit(config, data, device=CPU)
     before = [parameter.detach().clone() for parameter in fitting.model.parameters()]
     fitting.model.register_forward_hook(lambda model, images, output: output.retain_grad() if model.training else None)
@@ -287,7 +287,7 @@ def test_train_figures_are_those_of_the_augmented_images_while_training(
         seen.append((logits.detach().clone(), labels.clone()))
         return real(logits, labels, **settings)
 
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", spy)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     fitting = fit(tiny_config(), tiny_data, device=CPU)
     modes: list[bool] = []
     fitting.model.register_forward_hook(lambda model, images, output: modes.append(model.training))
