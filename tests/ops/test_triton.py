@@ -1,0 +1,57 @@
+"""The Triton kernels: by Triton's interpreter here, compiled for GPUs that are not here, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from tests.ops.triton_cases import FEW, LARGE, MAPS, SEQUENCES, allowed, compare
+
+
+def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", "tests.ops.triton_cases", *names]
+    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def assert_small(found: dict[str, dict[str, float]]) -> None:
+    for name, errors in found.items():
+        for of, error in errors.items():
+            assert error < allowed(name), f"{name}, {of}: relative error {error:.1e}"
+
+
+def test_equals_the_float64_loop_and_copied_readings() -> None:
+    assert_small(by_interpreter(FEW))
+
+
+@pytest.mark.slow
+def test_equals_the_float64_loop_in_the_other_cases() -> None:
+    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS) if name not in FEW]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [90, 80, 75])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiles_without_spills(capability, dtype) -> None:
+    """What the channels of a lane need is in its registers, on GPUs that are not here."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    for kernel, used in json.loads(result.stdout).items():
+        assert used["spills"] == 0, f"{kernel}: {used}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE])
+def test_on_a_gpu(name) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert_small({name: compare(name, "cuda")})
