@@ -4,8 +4,8 @@ Run:  python -m benchmarks.gpu                          every model: 224 px, bat
       python -m benchmarks.gpu --models medmamba_s --variants plain ours --profile
       python -m benchmarks.gpu --models medmamba_s --size 32 --batch 16 --images 64 --seconds 1      (a CPU can do this much)
 
-Variants: plain    `benchmarks/plain.py`: float32, DataLoader workers with PIL transforms, direction copies; mamba-ssm's kernel
-                   where it is installed, else our scan in PyTorch
+Variants: plain    `benchmarks/plain.py`: float32, DataLoader workers with PIL transforms, copies for the scan's directions;
+                   mamba-ssm's kernel where it is installed, else our scan in PyTorch
           eager    the library's own trial without CUDA graphs
           ours     the library's own trial, as a sweep runs it
 Images are made up: a step's time does not depend on what they show. `data`, `forward`, ... are milliseconds a step; ours are
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import os
 import time
@@ -34,6 +35,7 @@ from medtune.data.pair import PairData, Split
 from medtune.data.transforms import augment, draw
 from medtune.evaluate import autocast, default_device, predict, resolve_precision
 from medtune.models import available
+from medtune.ops.engines import VARIABLE
 from medtune.seeding import generator
 from medtune.steps import SWITCH
 from medtune.training import Fit, fit
@@ -103,6 +105,11 @@ def main(
         out.write_text(json.dumps(found, indent=1))
 
 
+def mamba_is_there() -> bool:
+    """Whether mamba-ssm's kernel can be had."""
+    return torch.cuda.is_available() and importlib.util.find_spec("mamba_ssm") is not None
+
+
 def describe(device: torch.device) -> str:
     """The card, or the CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -116,8 +123,8 @@ def made_up(count: int) -> PairData:
     def split(images: int) -> Split:
         return Split(draws.integers(0, 256, (images, 1, 28, 28), dtype=np.uint8), np.arange(images) % 2)
 
-    parts = [split(n) for n in (count, min(count, VAL), 8, 8)]
-    return PairData("noise", ("a", "b"), 1, 28, *parts, external_name="noise", synthetic=True)
+    train, val, few = split(count), split(min(count, VAL)), split(8)
+    return PairData("noise", ("a", "b"), 1, 28, train, val, few, few, external_name="noise", synthetic=True)
 
 
 def fresh(device: torch.device) -> None:
@@ -154,10 +161,12 @@ def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 20) 
 def measure(variant: Variant, config: TrialConfig, data: PairData, device: torch.device, seconds: float) -> dict[str, float]:
     """One row of the table."""
     if variant == "plain":
+        os.environ[VARIABLE] = "mamba" if mamba_is_there() else "torch"
         trained = plain.train(config.model, data.train, config.image_size, config.batch_size, device, seconds)
         fresh(device)
         trained["eval/s"] = plain.evaluate(config.model, data.val, config.image_size, config.batch_size, device)
         return trained
+    os.environ.pop(VARIABLE, None)
     os.environ[SWITCH] = "1" if variant == "ours" else "0"
     fitting = fit(config, data, device=device)
     results = list(fitting)

@@ -41,8 +41,10 @@ class PilImages(Dataset[tuple[Tensor, int]]):
 def loader(split: Split, size: int, batch: int, train: bool) -> DataLoader[Any]:
     """With as many workers as the report's scripts ask for: the cores, eight at most."""
     workers = min(os.cpu_count() or 1, 8)
-    images = PilImages(split, size, train)
-    return DataLoader(images, batch, shuffle=train, num_workers=workers, pin_memory=torch.cuda.is_available(), drop_last=train)
+    pinned = torch.cuda.is_available()
+    return DataLoader(
+        PilImages(split, size, train), batch, shuffle=train, num_workers=workers, pin_memory=pinned, drop_last=train
+    )
 
 
 def again_and_again(batches: DataLoader[Any]) -> Iterator[Any]:
