@@ -12,7 +12,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData, load_pair
 from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.driver import DriverRecord
+from medtune.driver import DriverRecord, Outcome, best_trial
 from medtune.errors import ConfigError, DataMissing, LaunchBroke, StorageFault, StudyError, unknown
 from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
@@ -38,10 +38,13 @@ def study_name(config: StudyConfig, script: str) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def run_study(config: StudyConfig, definition: Definition, trainable: type | None = None) -> Path:
+def run_study(
+    config: StudyConfig, definition: Definition, trainable: type | None = None, outcome: Outcome = best_trial
+) -> Path:
     """Start the study or go on with it, until it has as many trials as asked. Returns the study's folder.
 
-    `trainable`: what trains instead of `MedtuneTrial`; benchmarks and tests play trials with it.
+    `trainable`: what trains instead of `MedtuneTrial`; benchmarks and tests play trials with it. `outcome`: what the
+    driver's record says of a study that came to its end.
 
     Raises ConfigError, DataError or StudyError before anything is started; KeyboardInterrupt after a clean stop.
     """
@@ -59,7 +62,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         _no_trace_if_refused(home),
         home.driven(progress.say),
         held(home.patience),
-        DriverRecord(home.folder, on_cluster=on_cluster) as driver,
+        DriverRecord(home.folder, on_cluster=on_cluster, outcome=outcome) as driver,
     ):
         progress.log = driver.log
         check_same_study(home.folder, name, config, definition, data)

@@ -22,7 +22,8 @@ from medtune.audit import sentence
 from medtune.cluster import facts
 from medtune.data import PairData, Split
 from medtune.deploy import card, programs
-from medtune.deploy.bundle import CARD, LIKENESS, WEIGHTS, Bundle, seal
+from medtune.deploy.bundle import CARD, LIKENESS, MANIFEST, WEIGHTS, Bundle, seal
+from medtune.deploy.elsewhere import named
 from medtune.deploy.likeness import PERCENTILE, Reference, limit_of
 from medtune.deploy.predictor import outputs
 from medtune.deploy.source import Source, images_of
@@ -50,15 +51,13 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} is not empty: name a new folder with -o")
     data = images_of(source, data_dir, external_dir)
+    there = folder.exists()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if there else folder.parent))
         try:
             _fill(part, source, data, tolerance, say)
-            part.chmod(0o755)
-            for file in part.iterdir():
-                file.chmod(0o644)
-            os.replace(part, folder)
+            _put(part, folder, there)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
@@ -94,6 +93,19 @@ def _fill(part: Path, source: Source, data: PairData, tolerance: float, say: Cal
     seal(part, about)
 
 
+def _put(part: Path, folder: Path, there: bool) -> None:
+    """Make a whole bundle in `part` the one in `folder`."""
+    part.chmod(0o755)
+    for file in part.iterdir():
+        file.chmod(0o644)
+    if not there:
+        os.replace(part, folder)
+        return
+    # A folder that is there may be a mount, a link or where the user is: it stays. Without its manifest it is no bundle yet.
+    for file in sorted(part.iterdir(), key=lambda file: file.name == MANIFEST):
+        os.replace(file, folder / file.name)
+
+
 def _checks(source: Source, found: dict[str, NDArray[np.float32]], tolerance: float) -> dict[str, Any]:
     """How far logits are from the trial's own, by split."""
     checks: dict[str, Any] = {}
@@ -124,11 +136,11 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
         "trial": source.trial,
         "run": source.run,
         "why": source.why,
-        "cautions": list(source.cautions),
+        "cautions": [named(caution) for caution in source.cautions],
         "model": config.model,
         "model_source": source_of(config.model),
         "classes": list(data.classes),
-        "config": config.to_dict(),
+        "config": config.to_dict() | {"pretrained": config.pretrained and named(config.pretrained)},
         "precision": resolve_precision(config.precision, device),
         "preprocessing": _preprocessing(data, config.image_size),
         "decision": {
@@ -143,7 +155,7 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
             "pair": data.name,
             "counts": data.counts(),
             "synthetic": data.synthetic,
-            "warnings": list(data.warnings),
+            "warnings": [named(warning) for warning in data.warnings],
             "audit": sentence(study),
         },
         "checks": checks,

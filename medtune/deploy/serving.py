@@ -21,6 +21,7 @@ import uvicorn
 from medtune import __version__
 from medtune.deploy.bundle import Bundle
 from medtune.deploy.front import Fleet, Front, Limits, ReplicaLost
+from medtune.deploy.patience import Patience
 from medtune.errors import ConfigError, ServeError
 from medtune.launch import start_local_ray
 
@@ -168,7 +169,7 @@ def answering(front: Front, listener: socket.socket) -> Iterator[Callable[[], No
     """Answer HTTP in a thread. Yields what ends it; requests that are under way get a second more."""
     settings = uvicorn.Config(
         front.app(),
-        http="h11",  # its limit on headers, and it reads on what comes after an early answer: the client sees the answer
+        http=Patience,  # on h11: its limit on headers, and what comes after an early answer is read: the client sees it
         ws="none",
         lifespan="off",
         loop="asyncio",

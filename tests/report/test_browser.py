@@ -24,7 +24,7 @@ def page_file(tmp_path_factory):
         logits_of(study, study.trial(0.2 + number / 100, optimizer=optimizer, external=external))
     study.trial(0.5, state="PRUNED", epochs=2)
     study.trial(0.6, state="FAIL", epochs=1)
-    sheets = sheets_folder(study.folder, 0)
+    sheets = sheets_folder(study, 0)
     sheets.mkdir(parents=True)
     Image.new("RGB", (900, 40), "red").save(sheets / "val-hits.png")
     return write(study.read(), folder / "report.html")
