@@ -10,11 +10,13 @@ classes are drawn evenly (`medtune.data.sampling`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from medtune.config import TrialConfig
 from medtune.data import PairData, Split
 from medtune.data.sampling import class_weights
 from medtune.epoch import DeviceSplit, optimizer_of, train_epoch
-from medtune.errors import DataError, MachineFault, MedtuneError, TrainingDiverged
+from medtune.errors import CheckpointError, DataError, MachineFault, MedtuneError, TrainingDiverged
 from medtune.evaluate import default_device, eval_batch, figures, logits_of, shift_figures
 from medtune.memory import fewer, is_out_of_memory, least
 from medtune.parallel import SOLO, Group, synchronised
@@ -101,8 +103,8 @@ def fit(
     """Train `config` on `data`, from the newest good checkpoint on; iterate to train.
 
     Checkpoints are written after the epochs in `save_at`, after the last one, and else at least
-    `config.checkpoint_seconds` apart, by the group's first process alone. `resident` is `on_device(data, device)` when the
-    caller has it already. `group`: the processes that train together; each calls this with the same arguments.
+    `config.checkpoint_seconds` apart, by the group's first process alone; on a GPU beside the training (`Fit.settle`).
+    `resident` is `on_device(data, device)` when the caller has it already. `group`: the processes that train together; each calls this with the same arguments.
     `micro_batch`: images to compute at once at most, where less than `config.micro_batch` is known to fit.
     Raises DataError when the data cannot train or select, CheckpointError when the checkpoint is of another trial or the
     weights to start from do not fit; iterating raises TrainingDiverged when a loss is not finite and OutOfMemory when a
@@ -137,6 +139,9 @@ class Fit(Iterator[EpochResult]):
         self._save_at = frozenset(save_at) | {config.epochs}
         self._saved_epoch = 0
         self._saved_time = time.monotonic()
+        # On a CPU writing takes what training has, and who takes a step finds its checkpoint there.
+        self._writer = ThreadPoolExecutor(1, "checkpoints") if device.type == "cuda" else None
+        self._writing: Future[Path] | None = None
         self._best: dict[str, Tensor] = {}
         self._data: DeviceData | None = resident or on_device(data, device)
         self._val_labels = np.asarray(data.val.labels)
@@ -230,35 +235,59 @@ class Fit(Iterator[EpochResult]):
             self.save()
         return result
 
-    def save(self) -> Path | None:
-        """Write a checkpoint now; None without a store, or when this epoch has one. Raises CheckpointError."""
+    def save(self) -> None:
+        """Write a checkpoint; nothing without a store, or when this epoch has one. Raises CheckpointError.
+
+        On a GPU the weights are copied now and written meanwhile: `settle` waits, and so does the next save, which then
+        raises what went wrong.
+        """
         if self._store is None or not self._group.leads or self.epoch == self._saved_epoch:
-            return None
+            return
+        self.settle()
+        snapshot = self._snapshot()
+        if self._writer is None:
+            self._store.save(snapshot)
+        else:
+            tensors = {"model": snapshot.model, "optimizer": snapshot.optimizer, "best": snapshot.best}
+            copied = replace(snapshot, **{kind: _here(found) for kind, found in tensors.items()})
+            self._writing = self._writer.submit(self._store.save, copied)
+        self._saved_epoch, self._saved_time = self.epoch, time.monotonic()
+
+    def settle(self) -> None:
+        """Wait until what was to be saved is on disk. Raises CheckpointError when the disk refused."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _snapshot(self) -> Snapshot:
         state = self.optimizer.state_dict()["state"]
         entries = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
-        path = self._store.save(
-            Snapshot(
-                epoch=self.epoch,
-                config=self.config,
-                fingerprint=self._fingerprint,
-                model=self.model.state_dict(),
-                optimizer={name: value for name, value in entries.items() if isinstance(value, Tensor)},
-                best_epoch=self.best_epoch,
-                best=self._best,
-                progress={
-                    "lr": self.optimizer.param_groups[0]["lr"],
-                    "best_value": self.best_value,
-                    "micro_batch": self._limit,
-                    "optimizer": {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
-                    "history": [result.to_dict() for result in self.history],
-                },
-            )
+        return Snapshot(
+            epoch=self.epoch,
+            config=self.config,
+            fingerprint=self._fingerprint,
+            model=self.model.state_dict(),
+            optimizer={name: value for name, value in entries.items() if isinstance(value, Tensor)},
+            best_epoch=self.best_epoch,
+            best=self._best,
+            progress={
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "best_value": self.best_value,
+                "micro_batch": self._limit,
+                "optimizer": {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
+                "history": [result.to_dict() for result in self.history],
+            },
         )
-        self._saved_epoch, self._saved_time = self.epoch, time.monotonic()
-        return path
 
     def close(self) -> None:
-        """Let go of the model, its optimizer and the images, and give device memory back."""
+        """Let go of the model, its optimizer and the images, and give device memory back.
+
+        What was to be saved is; that it could not be is no matter any more: nobody goes on from here.
+        """
+        with contextlib.suppress(CheckpointError):
+            self.settle()
+        if self._writer is not None:
+            self._writer.shutdown()
         self._model = self.stepper = self._data = None
         self.optimizer = self._scheduler = None
         self._best = {}
@@ -338,6 +367,16 @@ class Fit(Iterator[EpochResult]):
         else:
             self._best = {name: tensor.detach().clone() for name, tensor in state.items()}
         return True
+
+
+def _here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, in pinned memory: all are under way before the first is waited for."""
+    copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda) for name, x in tensors.items()}
+    for name, copied in copies.items():
+        copied.copy_(tensors[name], non_blocking=True)
+    if any(x.is_cuda for x in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return copies
 
 
 def _build(config: TrialConfig, data: PairData) -> tuple[nn.Module, list[str]]:

@@ -213,6 +213,8 @@ class Attempt:
             self._test_external(self.fit)
         if measure:
             self.fit.save()
+        if measure or last or self.leaving() or result.epoch in self.spec.rungs:
+            self.fit.settle()  # written while the tests ran; others rely on it from here on
         report = self._report("running", result)
         self.record.epoch({**line, "report": report.to_dict()})
         if self.wandb:
@@ -274,6 +276,7 @@ class Attempt:
         model = self.fit.best_model()
         own, shifted = (test(model, self.config, self.data, self.device) for test in (own_test, shift_test))
         predictions.write(self.record.folder, {**own.pop("predictions"), **shifted.pop("predictions"), **self.predicted})
+        self.fit.settle()
         self.external = self.external | own | shifted
         report = self._report("complete", result)
         self._show_sheets(model)
