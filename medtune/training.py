@@ -104,7 +104,8 @@ def fit(
 
     Checkpoints are written after the epochs in `save_at`, after the last one, and else at least
     `config.checkpoint_seconds` apart, by the group's first process alone; on a GPU beside the training (`Fit.settle`).
-    `resident` is `on_device(data, device)` when the caller has it already. `group`: the processes that train together; each calls this with the same arguments.
+    `resident` is `on_device(data, device)` when the caller has it already. `group`: the processes that train together;
+    each calls this with the same arguments.
     `micro_batch`: images to compute at once at most, where less than `config.micro_batch` is known to fit.
     Raises DataError when the data cannot train or select, CheckpointError when the checkpoint is of another trial or the
     weights to start from do not fit; iterating raises TrainingDiverged when a loss is not finite and OutOfMemory when a
@@ -248,8 +249,8 @@ class Fit(Iterator[EpochResult]):
         if self._writer is None:
             self._store.save(snapshot)
         else:
-            tensors = {"model": snapshot.model, "optimizer": snapshot.optimizer, "best": snapshot.best}
-            copied = replace(snapshot, **{kind: _here(found) for kind, found in tensors.items()})
+            model, optimizer, best = map(_here, (snapshot.model, snapshot.optimizer, snapshot.best))
+            copied = replace(snapshot, model=model, optimizer=optimizer, best=best)
             self._writing = self._writer.submit(self._store.save, copied)
         self._saved_epoch, self._saved_time = self.epoch, time.monotonic()
 

@@ -101,7 +101,7 @@ def paired_bootstrap(
     values = [[value_of(figure, probs, labels) for probs in one] for one in members]
     if any(value is None for one in values for value in one):
         raise ValueError(f"{figure} is undefined on these labels: nothing to compare")
-    means = np.array([np.mean(one) for one in values]).tolist()
+    means = [float(np.mean(np.array(one, dtype=np.float64))) for one in values]
     drawn = [np.mean([resampled(figure, probs, labels, resamples, seed) for probs in one], axis=0) for one in members]
     return [
         _by_resamples(means[i], means[j], drawn[i] - drawn[j]) for i, j in itertools.combinations(range(len(members)), 2)
