@@ -7,13 +7,15 @@ Run:  python -m benchmarks.gpu                          every model: 224 px, bat
 Variants: plain    `benchmarks/plain.py`: float32, DataLoader workers with PIL transforms, copies for the scan's directions;
                    mamba-ssm's kernel where it is installed, else our scan in PyTorch
           eager    the library's own trial without CUDA graphs
-          ours     the library's own trial, as a sweep runs it
+          graphs   with them, and nothing compiled
+          ours     with compiled blocks as well, as long trials of a sweep are run
 Images are made up: a step's time does not depend on what they show. `data`, `forward`, ... are milliseconds a step; ours are
 those of CUDA graphs of the first parts of a step, each less the one before. Predictions and results: benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib.util
@@ -35,12 +37,13 @@ from medtune.data.pair import PairData, Split
 from medtune.data.transforms import augment, draw
 from medtune.evaluate import autocast, default_device, predict, resolve_precision
 from medtune.models import available
+from medtune.models.compiled import compiled
 from medtune.ops.engines import VARIABLE
 from medtune.seeding import generator
-from medtune.steps import SWITCH
+from medtune.steps import COMPILE, SWITCH
 from medtune.training import Fit, fit
 
-Variant = Literal["plain", "eager", "ours"]
+Variant = Literal["plain", "eager", "graphs", "ours"]
 COLUMNS = ("images/s", "eval/s", "GiB", "data", "forward", "backward", "optimizer", "first epoch s")
 VAL = 524
 """Validation images of PneumoniaMNIST."""
@@ -48,7 +51,7 @@ VAL = 524
 
 def main(
     models: tuple[str, ...] = (),
-    variants: tuple[Variant, ...] = ("plain", "eager", "ours"),
+    variants: tuple[Variant, ...] = ("plain", "eager", "graphs", "ours"),
     size: int = 224,
     batch: int = 64,
     images: int = 4708,
@@ -167,7 +170,8 @@ def measure(variant: Variant, config: TrialConfig, data: PairData, device: torch
         trained["eval/s"] = plain.evaluate(config.model, data.val, config.image_size, config.batch_size, device)
         return trained
     os.environ.pop(VARIABLE, None)
-    os.environ[SWITCH] = "1" if variant == "ours" else "0"
+    os.environ[SWITCH] = "0" if variant == "eager" else "1"
+    os.environ[COMPILE] = "1" if variant == "ours" else "0"
     fitting = fit(config, data, device=device)
     results = list(fitting)
     row = {"images/s": results[-1].images_per_second, "first epoch s": results[0].seconds}
@@ -179,13 +183,15 @@ def measure(variant: Variant, config: TrialConfig, data: PairData, device: torch
     row["eval/s"] = 1000 * len(data.val) / milliseconds(
         lambda: predict(fitting.model, data.val, config.image_size, device, config.precision), device, times=2
     )  # fmt: skip
-    if variant == "ours" and device.type == "cuda" and not config.activation_checkpointing:
-        row |= parts_of(fitting, config, data, device)
+    if variant in ("graphs", "ours") and device.type == "cuda" and not config.activation_checkpointing:
+        row |= parts_of(fitting, config, data, device, compiles=variant == "ours")
     fitting.close()
     return row
 
 
-def parts_of(fitting: Fit, config: TrialConfig, data: PairData, device: torch.device) -> dict[str, float]:
+def parts_of(
+    fitting: Fit, config: TrialConfig, data: PairData, device: torch.device, *, compiles: bool
+) -> dict[str, float]:
     """Milliseconds of a step's parts: each is recorded as a graph together with those before it."""
     images = torch.tensor(data.train.images[: config.batch_size], device=device)
     labels = torch.tensor(data.train.labels[: config.batch_size], device=device)
@@ -196,7 +202,7 @@ def parts_of(fitting: Fit, config: TrialConfig, data: PairData, device: torch.de
         return augment(images, config.image_size, changes)
 
     def forward() -> Tensor:
-        with autocast(config.precision, device):
+        with compiled(model) if compiles else contextlib.nullcontext(), autocast(config.precision, device):
             return torch.nn.functional.cross_entropy(model(seen()).float(), labels)
 
     def backward() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medtune.config import TrialConfig
 from medtune.errors import ConfigError
 from medtune.evaluate import autocast
-from medtune.parallel import Group, without_sync
+from medtune.parallel import SOLO, Group, without_sync
 
 if TYPE_CHECKING:
     from medtune.data.transforms import Draws
@@ -31,6 +31,10 @@ MOST = 4
 """Batch sizes that are recorded; an epoch has two."""
 SWITCH = "MEDTUNE_CUDA_GRAPHS"
 """Environment variable: 0 for steps kernel by kernel, as debuggers and profilers want them."""
+COMPILE = "MEDTUNE_COMPILE"
+"""Environment variable: 1 to compile the model's blocks, 0 not to; else they are for trials of `PAYS` images or more."""
+PAYS = 200_000
+"""Training images, all epochs together, from which on compiling gives back more than it takes."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,12 @@ class GraphStepper(Stepper):
     """
 
     def __init__(
-        self, net: nn.Module, optimizer: torch.optim.Optimizer, config: TrialConfig, weights: Tensor | None, group: Group
+        self, net: nn.Module, optimizer: torch.optim.Optimizer, config: TrialConfig, weights: Tensor | None, compiles: bool
     ) -> None:
-        super().__init__(net, optimizer, config, weights, group)
+        """`compiles`: whether the model's blocks are compiled before they are recorded."""
+        super().__init__(net, optimizer, config, weights, SOLO)
         self.problem: str | None = None
+        self.compiles = compiles
         self._stream = torch.cuda.Stream()
         self._warmed: dict[int, int] = {}
         self._recorded: dict[int, _Recorded] = {}
@@ -162,11 +168,19 @@ class GraphStepper(Stepper):
             found = self._record(batch, marks, total)
         if found is None:
             self._warmed[size] = self._warmed.get(size, 0) + 1
-            return self._on_side(lambda: Stepper.step(self, batch, marks, total))
+            with self._compiled():
+                return self._on_side(lambda: Stepper.step(self, batch, marks, total))
         for held, new in zip(found.batch.tensors(), batch.tensors(), strict=True):
             held.copy_(new, non_blocking=True)
         found.graph.replay()
         return found.output, found.loss
+
+    def _compiled(self) -> contextlib.AbstractContextManager[None]:
+        if not self.compiles:
+            return contextlib.nullcontext()
+        from medtune.models.compiled import compiled
+
+        return compiled(self.net)
 
     def _ready(self, size: int) -> bool:
         warm = max(self._warmed.values(), default=0) >= WARM and self._warmed.get(size, 0) > 0
@@ -192,7 +206,8 @@ class GraphStepper(Stepper):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the steps so far took is room for the graph's pool
         try:
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+            with self._compiled(), recording:
                 output, loss = self._step(held, marks, total)
         except RuntimeError as error:
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
@@ -206,17 +221,28 @@ class GraphStepper(Stepper):
 
 
 def stepper_of(
-    net: nn.Module, optimizer: torch.optim.Optimizer, config: TrialConfig, weights: Tensor | None, group: Group
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrialConfig,
+    weights: Tensor | None,
+    group: Group,
+    images: int,
 ) -> Stepper:
     """CUDA graphs where there can be any: for one process on a GPU that keeps its activations.
 
     Activation checkpointing reads the state of the random numbers between blocks, which a recording does not allow.
-    Raises ConfigError for a bad $MEDTUNE_CUDA_GRAPHS.
+    images: how many the training has still to see, all epochs together. Raises ConfigError for a bad
+    $MEDTUNE_CUDA_GRAPHS or $MEDTUNE_COMPILE.
     """
-    wanted = os.environ.get(SWITCH, "1")
-    if wanted not in ("0", "1"):
-        raise ConfigError(f"${SWITCH} is {wanted!r}: 1 for CUDA graphs, 0 for none")
+    recorded, compiles = _switch(SWITCH, True), _switch(COMPILE, images >= PAYS)
     device = next(net.parameters()).device
-    able = device.type == "cuda" and group.world == 1 and not config.activation_checkpointing
-    kind = GraphStepper if able and wanted == "1" else Stepper
-    return kind(net, optimizer, config, weights, group)
+    if recorded and device.type == "cuda" and group.world == 1 and not config.activation_checkpointing:
+        return GraphStepper(net, optimizer, config, weights, compiles)
+    return Stepper(net, optimizer, config, weights, group)
+
+
+def _switch(name: str, default: bool) -> bool:
+    wanted = os.environ.get(name, "")
+    if wanted not in ("", "0", "1"):
+        raise ConfigError(f"${name} is {wanted!r}: 1 for yes, 0 for no, or unset")
+    return default if wanted == "" else wanted == "1"

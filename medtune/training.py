@@ -319,7 +319,8 @@ class Fit(Iterator[EpochResult]):
     def _steps(self) -> Stepper:
         assert self._data is not None
         weights = class_weights(self._data.train.labels, self._classes, self.config.imbalance)
-        return stepper_of(self._group.wrap(self.model), self.optimizer, self.config, weights, self._group)
+        net, left = self._group.wrap(self.model), (self.config.epochs - self.epoch) * len(self._data.train.labels)
+        return stepper_of(net, self.optimizer, self.config, weights, self._group, left)
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         assert self._data is not None and self.stepper is not None

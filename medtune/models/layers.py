@@ -28,10 +28,16 @@ class DropPath(nn.Module):
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.drop_prob = drop_prob
+        self.drops = drop_prob > 0
+        self.keep: Tensor
+        self.register_buffer("keep", torch.tensor(1.0 - drop_prob), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
+        if not (self.training and self.drops):
             return x
+        if torch.compiler.is_compiling():  # a number would be compiled in, and no two blocks share the code
+            kept = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), device=x.device) < self.keep
+            return x * (kept / self.keep).to(x.dtype)
         keep = 1 - self.drop_prob
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
         return x * mask.div_(keep)
