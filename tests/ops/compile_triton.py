@@ -1,6 +1,7 @@
 """Compiles the scan's kernels for a GPU that need not be here: `python -m tests.ops.compile_triton 90 bf16`.
 
-Prints JSON: each kernel's registers and spilled bytes, as the driver's tools read them from the machine code.
+With the specialisations of a launch, which decide how tiles lie in lanes. Prints JSON: each kernel's registers, spilled
+bytes, shared memory (used where values change lanes) and exchanges between lanes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any]) -> 
     types |= {name: f"*{dtype}" for name in pointers & types.keys()} | {n: "*fp32" for n in FLOAT32 if n in types}
     types |= {name: "constexpr" for name in settings}
     constants = {(kernel.arg_names.index(name),): value for name, value in settings.items()}
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+    multiples = types.keys() - settings.keys() - {"height", "width", "zero"}  # of 16, as sizes and addresses often are
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": 1, "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -37,8 +40,13 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any]) -> 
         file.write(compiled.asm["cubin"])
         file.flush()
         said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout + said.stderr))
-    return {"registers": int(numbers["REG"]), "spills": int(numbers["STACK"]) + int(numbers["LOCAL"])}
+    numbers = dict(re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", said.stdout + said.stderr))
+    return {
+        "registers": int(numbers["REG"]),
+        "spills": int(numbers["STACK"]) + int(numbers["LOCAL"]),
+        "shared": int(numbers["SHARED"]),
+        "exchanges": compiled.asm["ptx"].count("shfl.sync"),
+    }
 
 
 def main() -> None:
