@@ -131,21 +131,22 @@ def _store_sums(out, apart, one, two, rows, MMA: tl.constexpr, EXACT: tl.constex
         tl.store(out + apart + rows, tl.sum(two, 1))
 
 
-@triton.jit(do_not_specialize=["u_d", "delta_d", "one"])
+@triton.jit(do_not_specialize=["zero"])
 def scan_forward(
     u, delta, A, mix, skip, bias, y, states,
-    u_k, u_b, u_p, u_d, delta_k, delta_b, delta_p, delta_d,
-    images, length, channels, padded, height, width, one,
+    u_k, u_b, u_p, delta_k, delta_b, delta_p,
+    images, length, channels, padded, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr, KEEP: tl.constexpr,
     N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y (K, images, length, channels) of u, delta (alike, by strides), A (K, N, channels), mix (K, images, 2 N, padded).
 
-    The channel strides are not specialised: were they known to be 1, loads would be vectorised and a column's positions
-    spread over lanes. mix is B over C, in the order of each reading. states (K, images, chunks, N, channels): what
+    Channels lie side by side. That zero is 0 is not specialised: addresses seem unaligned, so that a lane loads no more
+    than a channel of a position; were loads made wider, a tile's layout would follow, with positions over several lanes. mix is B over C, in the order of each reading. states (K, images, chunks, N, channels): what
     enters each chunk, kept for the backward pass (KEEP), or one chunk's, overwritten.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = lane + zero
     live = lane < channels
     reading = tl.program_id(1)
     k, b = reading // images, (reading % images).to(tl.int64)
@@ -163,8 +164,8 @@ def scan_forward(
         t = chunk * T + rows
         p = _place(t, k, length, height, width, MAP)
         mask = (t < length)[:, None] & live[None, :]
-        value = tl.load(u + p[:, None] * u_p + lane[None, :] * u_d, mask=mask, other=0.0).to(tl.float32)
-        raw = tl.load(delta + p[:, None] * delta_p + lane[None, :] * delta_d, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(u + p[:, None] * u_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        raw = tl.load(delta + p[:, None] * delta_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
         step = _step_sizes(raw, offset, SOFTPLUS)
         x = step * value
         if HAS_SKIP:
@@ -183,15 +184,15 @@ def scan_forward(
                 held = tl.where(rows[:, None] == i, h[None, :], held)
             out += held * tl.load(mix + (N + n) * padded + t)[:, None]
             tl.store(leave + n * channels, h, mask=live & (chunk + 1 < chunks))
-        tl.store(y + p[:, None] * channels + lane[None, :] * one, out, mask=mask)
+        tl.store(y + p[:, None] * channels + column[None, :], out, mask=mask)
 
 
-@triton.jit(do_not_specialize=["u_d", "delta_d", "dy_d", "ddelta_d", "one"])
+@triton.jit(do_not_specialize=["zero"])
 def scan_backward(
     u, delta, A, mix, skip, bias, states, dy, du, ddelta, dA, dmix, dskip, dbias, carry,
-    u_k, u_b, u_p, u_d, delta_k, delta_b, delta_p, delta_d, dy_k, dy_b, dy_p, dy_d,
-    ddelta_k, ddelta_b, ddelta_p, ddelta_d,
-    images, length, channels, padded, height, width, one,
+    u_k, u_b, u_p, delta_k, delta_b, delta_p, dy_k, dy_b, dy_p,
+    ddelta_k, ddelta_b, ddelta_p,
+    images, length, channels, padded, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr,
     MMA: tl.constexpr, EXACT: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -202,6 +203,7 @@ def scan_backward(
     working memory. MMA: add up channels by tensor cores, EXACT: to float32's precision.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = lane + zero
     live = lane < channels
     reading = tl.program_id(1)
     k, b = reading // images, (reading % images).to(tl.int64)
@@ -228,9 +230,9 @@ def scan_backward(
         t = chunk * T + rows
         p = _place(t, k, length, height, width, MAP)
         mask = (t < length)[:, None] & live[None, :]
-        value = tl.load(u + p[:, None] * u_p + lane[None, :] * u_d, mask=mask, other=0.0).to(tl.float32)
-        raw = tl.load(delta + p[:, None] * delta_p + lane[None, :] * delta_d, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dy + p[:, None] * dy_p + lane[None, :] * dy_d, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(u + p[:, None] * u_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        raw = tl.load(delta + p[:, None] * delta_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(dy + p[:, None] * dy_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
         step = _step_sizes(raw, offset, SOFTPLUS)
         x = step * value
         dx = tl.zeros((T, BLOCK), tl.float32)
@@ -268,8 +270,8 @@ def scan_backward(
             dstep *= _softplus_slope(step)
         sum_skip += tl.sum(grad * value, 0)
         sum_bias += tl.sum(dstep, 0)
-        tl.store(du + p[:, None] * channels + lane[None, :] * one, dvalue, mask=mask)
-        tl.store(ddelta + p[:, None] * ddelta_p + lane[None, :] * ddelta_d, dstep, mask=mask)
+        tl.store(du + p[:, None] * channels + column[None, :], dvalue, mask=mask)
+        tl.store(ddelta + p[:, None] * ddelta_p + column[None, :], dstep, mask=mask)
     if HAS_SKIP:
         tl.store(dskip + whole * channels + lane, sum_skip, mask=live)
     if HAS_BIAS:

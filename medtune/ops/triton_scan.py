@@ -53,6 +53,7 @@ def _scan(
     u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, height: int,
     width: int,
 ) -> Tensor:  # fmt: skip
+    u, delta = _rows(u), _rows(delta)
     inputs = [u, delta, A, mix, D, bias]
     keep = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
     A, D, bias = (None if v is None else v.float().contiguous() for v in (A, D, bias))
@@ -69,8 +70,8 @@ def _forward(
     readings, images, length, channels = u.shape
     with _on(u):
         kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride(), *delta.stride(),
-            images, length, channels, mix.shape[3], height, width, 1,
+            u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
+            images, length, channels, mix.shape[3], height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0, KEEP=keep,
             N=A.shape[1], T=CHUNK, BLOCK=LANES, num_warps=1, num_stages=1,
         )  # fmt: skip
@@ -110,6 +111,7 @@ def _backward(
     softplus: bool, height: int, width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     readings, images, length, channels = u.shape
+    dy = _rows(dy)
     du, ddelta = u.new_empty(u.shape), torch.empty_like(delta)  # in delta's order in memory: spares a product's input a copy
     blocks = triton.cdiv(channels, LANES)
     dA, carry = (A.new_empty((readings, images, A.shape[1], channels)) for _ in range(2))
@@ -118,8 +120,8 @@ def _backward(
     with _on(u):
         kernels.scan_backward[(blocks, readings * images)](
             u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, dA, dmix, dD, dbias, carry,
-            *u.stride(), *delta.stride(), *dy.stride(), *ddelta.stride(),
-            images, length, channels, mix.shape[3], height, width, 1,
+            *u.stride()[:3], *delta.stride()[:3], *dy.stride()[:3], *ddelta.stride()[:3],
+            images, length, channels, mix.shape[3], height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0,
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
             N=A.shape[1], T=CHUNK, BLOCK=LANES, num_warps=1, num_stages=1,
@@ -189,6 +191,11 @@ def _differentiate_mix(ctx: Any, dmix: Tensor) -> tuple[Tensor, None, None]:
 
 
 _mix.register_autograd(_differentiate_mix, setup_context=_save_map)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with channels side by side in memory, as the kernels want them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _or(x: Tensor | None, instead: Tensor) -> Tensor:
