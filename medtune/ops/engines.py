@@ -12,13 +12,10 @@ import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
 
 import torch
 
-ENGINES = ("triton", "mamba", "torch")
-"""The fastest first."""
-VARIABLE = "MEDTUNE_SCAN"
+from medtune.ops.choice import ENGINES, VARIABLE, choose
 
 
 @torch.compiler.assume_constant_result
@@ -28,17 +25,6 @@ def scan_engine(device: torch.device) -> str:
     if device.type != "cuda":
         return choose(wanted, {"torch": ""}) if wanted not in ENGINES else "torch"
     return choose(wanted, _missing(device.index if device.index is not None else torch.cuda.current_device()))
-
-
-def choose(wanted: str | None, missing: Mapping[str, str]) -> str:
-    """The engine that is wanted, or else the fastest; `missing` says of each why it is not there, "" where it is."""
-    if wanted is None:
-        return next(name for name in ENGINES if not missing.get(name, "not looked for"))
-    if wanted not in ENGINES:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(ENGINES)}, or unset for the fastest, got {wanted!r}")
-    if missing[wanted]:
-        raise ValueError(f"{VARIABLE} asks for {wanted}, which is not there: {missing[wanted]}")
-    return wanted
 
 
 @functools.cache
@@ -55,7 +41,7 @@ def _no_triton(index: int) -> str:
     capability = torch.cuda.get_device_capability(index)
     if capability < (7, 0):
         return f"it needs a GPU of compute capability 7.0, this one has {capability[0]}.{capability[1]}"
-    compilers = [os.environ.get("CC"), "gcc", "clang", "cc"]
+    compilers = [os.environ.get("CC"), "gcc", "clang", "cc"]  # as `medtune doctor` asks a node (cluster/facts.py)
     if not any(name and shutil.which(name) for name in compilers):
         return "Triton needs a C compiler (gcc or clang, or what CC names)"
     return ""

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
+from medtune.ops.triton_kernels import _sums_by_tensor_cores
+from tests.ops import ptx
 from tests.ops.triton_cases import FEW, LARGE, MAPS, SEQUENCES, allowed, compare
 
 
@@ -29,6 +32,16 @@ def assert_small(found: dict[str, dict[str, float]]) -> None:
 
 def test_equals_the_float64_loop_and_copied_readings() -> None:
     assert_small(by_interpreter(FEW))
+
+
+@pytest.mark.parametrize(("split", "precision"), [(True, 1e-6), (False, 2e-3)])
+def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precision) -> None:
+    """The interpreter knows no PTX: here is a warp that does."""
+    tiles = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)  # a row each, a column in each lane
+    found = ptx.run(_sums_by_tensor_cores(split), list(tiles))
+    lane = np.arange(32)
+    row = 16 * (lane // 16) + 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2  # as `_store_sums` stores
+    np.testing.assert_allclose(found, tiles.sum(1)[row], atol=precision * np.abs(tiles).sum(1).max())
 
 
 @pytest.mark.slow
