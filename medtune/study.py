@@ -25,6 +25,7 @@ from medtune.storage.home import LEDGER, Home, home_of, storage_root, study_name
 from medtune.storage.lease import Replaced
 from medtune.storage.patience import held
 from medtune.usage import read_usage
+from medtune.wandb_sweep import note_over
 from medtune.wandb_sync import Uploader
 
 
@@ -73,7 +74,7 @@ def run_study(
             while True:
                 conductor = _conductor(home, ledger, config, definition)
                 progress.begin(conductor, [*notes, *conductor.recover()])
-                if sum(row.finished for row in conductor.rows.values()) >= config.trials:
+                if len(_finished(conductor)) >= config.trials:
                     break
                 before = _advance(conductor)
                 try:
@@ -107,8 +108,7 @@ def _conductor(home: Home, ledger: Ledger, config: StudyConfig, definition: Defi
 
 def _advance(conductor: Conductor) -> tuple[int, int]:
     """How far a study is: trials ended, epochs of all."""
-    rows = conductor.rows.values()
-    return sum(row.finished for row in rows), sum(row.epoch for row in rows)
+    return len(_finished(conductor)), sum(row.epoch for row in conductor.rows.values())
 
 
 def require_begun(home: Home, root: Path | Bucket) -> None:
@@ -149,6 +149,7 @@ def _run(
 ) -> None:
     """Launch what is left, with the uploader beside it."""
     uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where, project=config.wandb_project)
+    note_over(home.folder, False)
     uploader.start()
     progress.say(f"  {uploader.describe()}")
     patience = 3.0
@@ -156,12 +157,17 @@ def _run(
         with kept_up(home), progress:
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
+        note_over(home.folder, config.wandb != "off" and len(_finished(conductor)) >= config.trials)
     finally:
         with contextlib.suppress(OSError):
             home.fetch_wandb()
         report = uploader.stop(patience)
     if config.wandb == "auto" and (report.uploaded or report.left):
         progress.say(report.describe())
+
+
+def _finished(conductor: Conductor) -> list[Row]:
+    return [row for row in conductor.rows.values() if row.finished]
 
 
 @contextlib.contextmanager

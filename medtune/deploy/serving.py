@@ -22,7 +22,7 @@ from medtune import __version__
 from medtune.deploy.bundle import Bundle
 from medtune.deploy.front import Fleet, Front, Limits, ReplicaLost
 from medtune.deploy.patience import Patience
-from medtune.errors import ConfigError, ServeError
+from medtune.errors import ConfigError, MedtuneError, ServeError
 from medtune.launch import start_local_ray
 
 TOKEN = "MEDTUNE_SERVE_TOKEN"
@@ -69,7 +69,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve a bundle until a signal ends it; what was started is gone then.
 
     Raises BundleError for a bundle that is damaged and ConfigError for what cannot be served so, both before anything is
-    started; ServeError when the replicas cannot be started, or Ray is gone.
+    started; ServeError when Ray or the replicas cannot be started, or Ray is gone.
     """
     bundle = Bundle.open(config.bundle)
     token = read_token(config.token_file)
@@ -202,7 +202,7 @@ def own_ray() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        start_local_ray()
+        _start()
         yield
     finally:
         started = psutil.Process().children(recursive=True)
@@ -211,6 +211,16 @@ def own_ray() -> Iterator[None]:
         for process in psutil.wait_procs(started, timeout=3)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _start() -> None:
+    try:
+        start_local_ray()
+    except MedtuneError:
+        raise
+    except Exception as error:  # Ray raises the class itself where its processes take too long to start
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ServeError(f"Ray does not start: {why} On a busy machine a second try may help") from None
 
 
 def start_replicas(config: ServeConfig, bundle: Bundle, fleet: Fleet) -> None:

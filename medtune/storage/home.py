@@ -44,7 +44,7 @@ UPLOADED = "uploaded.json"
 URI = "bucket"
 """File in a local folder that says which bucket it stands for."""
 
-WANDB_NOTES = ("wandb/sweep.json", "wandb/workspace.json")
+WANDB_NOTES = ("wandb/sweep.json", "wandb/over.json", "wandb/workspace.json")
 """What W&B has of the study as a whole: another would be made where it is not known."""
 
 NOTES = (USAGE, RECORD, LOG, AUDIT, *WANDB_NOTES)

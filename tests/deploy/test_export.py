@@ -81,6 +81,16 @@ def test_a_folder_that_is_there_stays_the_same_one(
     assert os.listdir() and Bundle.open(folder).model == "tiny"
 
 
+def test_of_a_large_set_a_part_tells_what_is_unlike_it(
+    trained: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medtune.deploy.programs.write", lambda *_: NO_PROGRAMS)
+    monkeypatch.setattr("medtune.deploy.export.MOST_KNOWN", 100)
+    about = export(find(trained, None, None), tmp_path / "bundle", None, None).manifest["likeness"]
+    assert "of 100 training images" in about["measure"]
+    assert about["flagged"]["val"] < 0.02
+
+
 def test_weights_that_do_not_give_the_trials_predictions_are_refused(trained: Study, tmp_path: Path) -> None:
     source = find(trained, None, None)
     val = source.predictions["val"]
@@ -142,6 +152,11 @@ def test_what_was_chosen_is_exported_with_its_threshold(trained: Study, monkeypa
     assert source.decided["threshold"] == choice["threshold"] and source.run == {"seed": 5, "number": 0, "of": 1}
     with pytest.raises(ConfigError, match="youden"):
         find(trained, None, "argmax")
+    assert find(trained, None, " youden").decided["threshold"] == choice["threshold"]
+    choice["threshold"] = None  # of more than two classes
+    assert find(trained, None, "argmax").decided["threshold"] is None
+    with pytest.raises(ConfigError, match="made with argmax"):
+        find(trained, None, "youden")
     assert find(trained, 0, "argmax").run is None
 
 

@@ -23,7 +23,7 @@ from medtune.report.keep import kept_up
 from medtune.report.page import sections, write
 from medtune.report.parts import Plot, Table, Words
 from medtune.report.source import read_source
-from medtune.report.space import ENOUGH, forests
+from medtune.report.space import ENOUGH, forests, head_lines
 from medtune.results import predicted, print_outcome, rank, sheets_folder
 from medtune.search.conductor import attempt_folder
 from medtune.storage.home import Home
@@ -224,6 +224,20 @@ def test_contact_sheets_are_on_the_page(made, tmp_path):
     page = write(study, tmp_path / "r.html").read_text()
     data = base64.b64encode((folder / "external-misses.png").read_bytes()).decode()
     assert f'src="data:image/png;base64,{data}"' in html.unescape(page) and f"Trial {number}," in page
+
+
+def test_heads_of_axes_are_broken_and_long_ones_get_more_room(tmp_path):
+    assert head_lines("milestones.first") == ["milestones", ".first"]
+    assert head_lines("val_shift/loss") == ["val_shift", "/loss"] and head_lines("val/loss") == ["val/loss"]
+    assert head_lines("activation_checkpointing") == ["activation", "_checkpointing"]
+    study = MadeStudy(tmp_path / "made")
+    study.trial(0.3)
+    usual = plot(study.read(), "parallel")
+    heads = [note["text"] for note in usual.layout["annotations"] if note["text"].startswith("<b>")]
+    assert usual.width == 110 * len(heads) and heads[-1] == "<b>val/loss</b>"
+    record = study.read()
+    record.record["selection"] = "val/specificity"
+    assert plot(record, "parallel").width > usual.width
 
 
 def test_a_plan_says_that_it_searches_nothing(made):

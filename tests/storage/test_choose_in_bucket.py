@@ -30,13 +30,14 @@ command.make("s", 2, 2, None, None, {uri!r}, replace(MEANS, concurrent=1), TinyT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_another_machine_goes_on_with_a_choice_that_was_killed(bucket, head, tmp_path, capsys):
     made(tmp_path / "s")
     study = put_study(bucket, tmp_path / "s")
     ended = study.under("stages/finalists/trials/0000")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen([sys.executable, "-c", CODE.format(uri=bucket.uri)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not ended.find("outcome.json"):
         assert driver.poll() is None
         time.sleep(0.1)
