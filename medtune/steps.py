@@ -32,9 +32,10 @@ MOST = 4
 SWITCH = "MEDTUNE_CUDA_GRAPHS"
 """Environment variable: 0 for steps kernel by kernel, as debuggers and profilers want them."""
 COMPILE = "MEDTUNE_COMPILE"
-"""Environment variable: 1 to compile the model's blocks, 0 not to; else they are for trials of `PAYS` images or more."""
-PAYS = 200_000
-"""Training images, all epochs together, from which on compiling gives back more than it takes."""
+"""Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
+PAYS = 500_000
+"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 76 s for 0.16 ms an
+image, MedMamba-s on an H200 (benchmarks/NOTES.md). Of a warm cache on disk, which takes less, nothing is known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +235,16 @@ def stepper_of(
     images: how many the training has still to see, all epochs together. Raises ConfigError for a bad
     $MEDTUNE_CUDA_GRAPHS or $MEDTUNE_COMPILE.
     """
-    recorded, compiles = _switch(SWITCH, True), _switch(COMPILE, images >= PAYS)
+    recorded, compiles = _switch(SWITCH, True), _switch(COMPILE, pays(images, config.image_size))
     device = next(net.parameters()).device
     if recorded and device.type == "cuda" and group.world == 1 and not config.activation_checkpointing:
         return GraphStepper(net, optimizer, config, weights, compiles)
     return Stepper(net, optimizer, config, weights, group)
+
+
+def pays(images: int, size: int) -> bool:
+    """Whether compiling is worth its time for so many training images of `size` px: what it saves goes with their area."""
+    return images * (size / 224) ** 2 >= PAYS
 
 
 def _switch(name: str, default: bool) -> bool:
