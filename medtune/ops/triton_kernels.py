@@ -175,26 +175,15 @@ def scan_forward(
             out = tl.zeros((T, BLOCK), tl.float32)
         enter = states + (chunk * N * channels if KEEP else 0) + lane
         leave = enter + (N * channels if KEEP else 0)
-        entered = live & (chunk > 0)
-        # What the next state needs is asked for a state ahead: few warps are there to hide the waiting.
-        next_rate = tl.load(A + lane, mask=live, other=0.0)
-        next_h = tl.load(enter, mask=entered, other=0.0)
-        next_B = tl.load(mix + t)
-        next_C = tl.load(mix + N * padded + t)
         for n in range(N):
-            rate, h, B, C = next_rate * LOG2_E, next_h, next_B[:, None], next_C[:, None]
-            after = tl.minimum(n + 1, N - 1)
-            next_rate = tl.load(A + after * channels + lane, mask=live, other=0.0)
-            next_h = tl.load(enter + after * channels, mask=entered, other=0.0)
-            next_B = tl.load(mix + after * padded + t)
-            next_C = tl.load(mix + (N + after) * padded + t)
-            decay = tl.exp2(step * rate[None, :])
-            pushed = x * B
+            decay = tl.exp2(step * (tl.load(A + n * channels + lane, mask=live, other=0.0) * LOG2_E)[None, :])
+            pushed = x * tl.load(mix + n * padded + t)[:, None]
+            h = tl.load(enter + n * channels, mask=live & (chunk > 0), other=0.0)
             held = decay
             for i in tl.static_range(T):
                 h = _row(decay, rows, i) * h + _row(pushed, rows, i)
                 held = tl.where(rows[:, None] == i, h[None, :], held)
-            out += held * C
+            out += held * tl.load(mix + (N + n) * padded + t)[:, None]
             tl.store(leave + n * channels, h, mask=live & (chunk + 1 < chunks))
         tl.store(y + p[:, None] * channels + column[None, :], out, mask=mask)
 
@@ -251,18 +240,13 @@ def scan_backward(
         by_decay = tl.zeros((T, BLOCK), tl.float32)
         entered = live & (chunk > 0)
         left = live & (back > 0)
-        next_rate = tl.load(A, mask=live, other=0.0)
-        next_h = tl.load(states + chunk * N * channels, mask=entered, other=0.0)
-        next_g = tl.load(carry, mask=left, other=0.0)
         for n in range(N):
-            rate, h, g = next_rate * LOG2_E, next_h, next_g
-            after = tl.minimum(n + 1, N - 1)
-            next_rate = tl.load(A + after * channels, mask=live, other=0.0)
-            next_h = tl.load(states + (chunk * N + after) * channels, mask=entered, other=0.0)
-            next_g = tl.load(carry + after * channels, mask=left, other=0.0)
-            sum_A = tl.load(dA + n * channels, mask=left, other=0.0)
+            rate = tl.load(A + n * channels, mask=live, other=0.0) * LOG2_E
             B = tl.load(mix + n * padded + t)[:, None]
             C = tl.load(mix + (N + n) * padded + t)[:, None]
+            h = tl.load(states + (chunk * N + n) * channels, mask=entered, other=0.0)
+            g = tl.load(carry + n * channels, mask=left, other=0.0)
+            sum_A = tl.load(dA + n * channels, mask=left, other=0.0)
             decay = tl.exp2(step * rate[None, :])
             pushed = x * B
             reach = grad * C
