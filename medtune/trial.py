@@ -29,6 +29,7 @@ from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test, shift_test
 from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
+from medtune.ops.engines import scan_engine
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.storage.attempt import workplace
@@ -106,6 +107,7 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
     torch.set_num_threads(spec.threads)
     device = default_device()
+    scan_engine(device)  # raises here, before any work, where MEDTUNE_SCAN asks for what is not there
     limit_memory(device, spec.memory_cap)
     if spec.pack is not None:
         data = _packed(spec.pack)

@@ -147,7 +147,9 @@ def show(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]
         console.print(Text("fit for a study", style="green"))
 
 
-HEADS = ("node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "scan", "images", "clock", "least free disk")
+HEADS = (
+    "node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "scan", "images", "clock", "least free disk",
+)  # fmt: skip
 
 
 def row(node: Node) -> tuple[str, ...]:

@@ -142,8 +142,9 @@ def scan_forward(
     """y (K, images, length, channels) of u, delta (alike, by strides), A (K, N, channels), mix (K, images, 2 N, padded).
 
     Channels lie side by side. That zero is 0 is not specialised: addresses seem unaligned, so that a lane loads no more
-    than a channel of a position; were loads made wider, a tile's layout would follow, with positions over several lanes. mix is B over C, in the order of each reading. states (K, images, chunks, N, channels): what
-    enters each chunk, kept for the backward pass (KEEP), or one chunk's, overwritten.
+    than a channel of a position; were loads made wider, a tile's layout would follow, with positions over several lanes.
+    mix is B over C, in the order of each reading. states (K, images, chunks, N, channels): what enters each chunk, kept
+    for the backward pass (KEEP), or one chunk's, overwritten.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = lane + zero

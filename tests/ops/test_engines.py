@@ -51,7 +51,9 @@ def test_a_gpu_asks_for_what_it_has(monkeypatch) -> None:
         engines.scan_engine(torch.device("cuda", 1))
 
 
-@pytest.mark.parametrize(("capability", "compiler", "why"), [((7, 0), "gcc", ""), ((6, 1), "gcc", "7.0"), ((9, 0), "", "C comp")])
+@pytest.mark.parametrize(
+    ("capability", "compiler", "why"), [((7, 0), "gcc", ""), ((6, 1), "gcc", "7.0"), ((9, 0), "", "a C compiler")]
+)
 def test_what_triton_needs(monkeypatch, capability, compiler, why) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)

@@ -45,8 +45,8 @@ def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precisi
 
 
 @pytest.mark.slow
-def test_equals_the_float64_loop_in_the_other_cases() -> None:
-    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS) if name not in FEW]))
+def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
+    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, "compiled") if name not in FEW]))
 
 
 @pytest.mark.slow

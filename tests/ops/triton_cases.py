@@ -16,6 +16,7 @@ from medtune.models import layers
 from tests.ops.test_scan import inputs, loop
 
 GIVEN = ("u", "delta", "A", "B", "C", "D", "bias")
+MAPPED = ("y", "x", "x_proj", "dt_proj", "dt_bias", "a_log", "skip")
 SEQUENCES: dict[str, dict[str, Any]] = {
     "odd channels in groups, an odd length": dict(batch=1, channels=6, groups=2, states=2, length=5),
     "two blocks of channels": dict(batch=1, channels=35, groups=1, states=2, length=3),
@@ -44,6 +45,8 @@ LARGE: dict[str, dict[str, Any]] = {
 
 def compare(name: str, device: str) -> dict[str, float]:
     """The relative errors of one case."""
+    if name == "compiled":
+        return compiled()
     return sequence(device, **SEQUENCES[name]) if name in SEQUENCES else grid(device, **(MAPS | LARGE)[name])
 
 
@@ -83,7 +86,20 @@ def grid(
         ours = gradients(layers.scan_map, values, dtype, device)
     finally:
         layers._in_kernels = chosen
-    return errors(("y", "x", "x_proj", "dt_proj", "dt_bias", "a_log", "skip"), ours, exact)
+    return errors(MAPPED, ours, exact)
+
+
+def compiled() -> dict[str, float]:
+    """Errors of `scan_map` under torch.compile, whole, beside itself."""
+    shapes = [(1, 3, 2, 3), (4, 4, 3), (4, 3, 2), (4, 3), (12, 1), (12,)]
+    values = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
+    chosen, layers._in_kernels = layers._in_kernels, lambda x: True
+    try:
+        function = torch.compile(layers.scan_map, fullgraph=True, backend="aot_eager")
+        eager, whole = (gradients(f, values, torch.float32, "cpu") for f in (layers.scan_map, function))
+    finally:
+        layers._in_kernels = chosen
+    return errors(MAPPED, whole, [v.double() for v in eager])
 
 
 def gradients(function: Any, values: list[Tensor], dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -91,7 +107,7 @@ def gradients(function: Any, values: list[Tensor], dtype: torch.dtype, device: s
     y = function(*values)
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(device, y.dtype)
     found = [y, *torch.autograd.grad(y, values, weight)]
-    if dtype != torch.float64:  # once more, to the bit
+    if device == "cuda":  # once more, to the bit
         again = torch.autograd.grad(function(*values), values, weight)
         assert all(torch.equal(a, b) for a, b in zip(found[1:], again, strict=True)), "not the same bits twice"
     return [v.detach().cpu() for v in found]
