@@ -16,7 +16,7 @@ from medtune.tracking import read_epochs
 from tests.lab.hosts import Lab, wait_until
 from tests.lab.launcher import SMALL, ray_up, submit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 STORAGE = "/mnt/shared/studies"
 STUDY = f"{SMALL} --epochs 8 --trials 2 --first-rung 1 --storage {STORAGE} --name day"
