@@ -35,7 +35,7 @@ COMPILE = "MEDTUNE_COMPILE"
 """Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
 PAYS = 500_000
 """Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 76 s for 0.16 ms an
-image, MedMamba-s on an H200 (benchmarks/NOTES.md). Of a warm cache on disk, which takes less, nothing is known beforehand."""
+image, MedMamba-s on an H200 (benchmarks/NOTES.md). That a warm cache takes less is not known beforehand."""
 
 
 @dataclass(frozen=True)

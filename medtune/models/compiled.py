@@ -33,7 +33,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
     blocks: list[Any] = blocks_of(model)
     for block in blocks:
-        block.forward = functools.partial(_compiled(type(block)), block)
+        kind: Any = type(block)
+        block.forward = functools.partial(_compiled(kind), block)
     try:
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=8 * MOST_SHAPES):
             yield
@@ -43,5 +44,5 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 
 @functools.cache
-def _compiled(kind: type[nn.Module]) -> Any:
+def _compiled(kind: Any) -> Any:
     return torch.compile(kind.forward, dynamic=False)
