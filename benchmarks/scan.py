@@ -187,9 +187,9 @@ def variants() -> dict[str, Callable[..., Any]]:
         return torch.stack(out, dim=2) + D[:, None] * u
 
     def by(engine: str) -> Callable[..., Tensor]:
-        def run(*values: Tensor) -> Tensor:
+        def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
             os.environ["MEDTUNE_SCAN"] = engine
-            return selective_scan(*values, delta_softplus=True)
+            return selective_scan(u, delta, A, B, C, D, bias, delta_softplus=True)
 
         return run
 
@@ -220,8 +220,9 @@ def stages(batch: int, repeats: int) -> None:
         for what, make in (("scan", scan_alone), ("SS2D", ss2d)):
             times = [timed(make(name, width, side, batch), repeats) for width, side, _ in STAGES]
             blocks = [n for _, _, n in STAGES]
-            times.append(tuple(sum(n * t[i] for n, t in zip(blocks, times, strict=True)) for i in (0, 1)))
-            cells = "".join(f"{f'{forward:.3f} + {backward:.3f}':>20}" for forward, backward in times)
+            forward, backward = (sum(n * t[i] for n, t in zip(blocks, times, strict=True)) for i in (0, 1))
+            times.append((forward, backward))
+            cells = "".join(f"{f'{there:.3f} + {back:.3f}':>20}" for there, back in times)
             print(f"{f'{name}, {what}':<22}{cells}", flush=True)
 
 
