@@ -222,7 +222,7 @@ def stages(batch: int, repeats: int) -> None:
             blocks = [n for _, _, n in STAGES]
             forward, backward = (sum(n * t[i] for n, t in zip(blocks, times, strict=True)) for i in (0, 1))
             times.append((forward, backward))
-            cells = "".join(f"{f'{forward:.3f} + {backward:.3f}':>20}" for forward, backward in times)
+            cells = "".join(f"{f'{there:.3f} + {back:.3f}':>20}" for there, back in times)
             print(f"{f'{name}, {what}':<22}{cells}", flush=True)
 
 

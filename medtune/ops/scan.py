@@ -108,11 +108,11 @@ def _by_triton(
     from medtune.ops.triton_scan import triton_selective_scan
 
     batch, groups, _, length = B.shape
-    own, step = (x.reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
-    D, bias = (None if x is None else x.view(groups, -1) for x in (D, bias))
+    shape = u.shape
+    u, delta = (x.reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
     A, B, C = A.unflatten(0, (groups, -1)).transpose(1, 2), B.transpose(0, 1), C.transpose(0, 1)
-    y = triton_selective_scan(own, step, A, B, C, D, bias, softplus)
-    return y.permute(1, 0, 3, 2).reshape(u.shape)
+    D, bias = (None if x is None else x.view(groups, -1) for x in (D, bias))
+    return triton_selective_scan(u, delta, A, B, C, D, bias, softplus).permute(1, 0, 3, 2).reshape(shape)
 
 
 def plan(device: torch.device, batch: int, length: int, state: int) -> Plan:

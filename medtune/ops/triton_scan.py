@@ -56,7 +56,8 @@ def _scan(
     u, delta = _rows(u), _rows(delta)
     inputs = [u, delta, A, mix, D, bias]
     keep = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-    A, (D, bias) = A.float().contiguous(), (None if v is None else v.float().contiguous() for v in (D, bias))
+    D, bias = (None if v is None else v.float().contiguous() for v in (D, bias))
+    A = A.float().contiguous()
     y, _ = torch.ops.medtune.triton_scan(u, delta, A, mix, D, bias, softplus, height, width, keep)
     return y
 
