@@ -5,14 +5,18 @@ Shape:   batch 1, 384 channels in 4 groups, 16 states, L 3136: the first stage o
 Memory:  every run is a process of its own. CPU: growth of the process's largest resident set (getrusage) from after the
          inputs and a warm-up at L 64; CUDA: torch.cuda.max_memory_allocated above the inputs. Outputs and gradients count.
 Truth:   the unbind loop in float64, on the same inputs.
+Stages:  on a GPU, also each stage of MedMamba-s at 224 px and `--batch` images in bfloat16: the four readings' scans alone,
+         and SS2D whole with its projections and convolution (under autocast), for each engine that is there. Medians of
+         CUDA events around `--repeats` runs; "all" is the sum over the model's 14 blocks.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,13 +35,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--devices", nargs="+", choices=["cpu", "cuda"], help="default: all there are")
+    parser.add_argument("--batch", type=int, default=64, help="images of the stages")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--only-stages", action="store_true", help="on a GPU, without the plain loops")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(**json.loads(options.one))))
         return
-    for device in options.devices or ["cpu", *(["cuda"] if has_cuda() else [])]:
+    devices = options.devices or ["cpu", *(["cuda"] if has_cuda() else [])]
+    for device in [] if options.only_stages else devices:
         compare(device, options)
+    if "cuda" in devices:
+        stages(options.batch, options.repeats)
 
 
 def has_cuda() -> bool:
@@ -50,7 +60,7 @@ def compare(device: str, options: argparse.Namespace) -> None:
     """Measure every variant on one device and say the ratios."""
     length = options.length
     short = max(64, length // 8) if options.quick else length
-    kernel = device == "cuda" and importlib.util.find_spec("mamba_ssm") is not None
+    there = engines() if device == "cuda" else {}
     where = f"{device}, {options.threads} threads" if device == "cpu" else device
     print(f"\n{where}: batch {BATCH}, {CHANNELS} channels, {GROUPS} groups, {STATES} states, forward + backward")
     print(f"{'variant':<12}{'L':>6}{'seconds':>12}{'MB above inputs':>18}{'largest relative error':>25}")
@@ -61,8 +71,9 @@ def compare(device: str, options: argparse.Namespace) -> None:
         return result
 
     ours, unbind = run("ours", length), run("unbind", length)
-    if kernel:
-        run("mamba-ssm", length)
+    for variant in ("triton", "mamba"):
+        if variant in there:
+            run(variant, length)
     ours_short = ours if short == length else run("ours", short)
     naive = run("naive", short)
     to_naive, to_unbind = naive["seconds"] / ours_short["seconds"], unbind["seconds"] / ours["seconds"]
@@ -151,7 +162,7 @@ def variants() -> dict[str, Callable[..., Any]]:
     import torch.nn.functional as F
     from torch import Tensor
 
-    import medtune.ops.scan as scan
+    from medtune.ops import selective_scan
 
     def terms(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decays and inputs (batch, D, L, N), read-outs (batch, D, N, L), all in memory."""
@@ -175,16 +186,121 @@ def variants() -> dict[str, Callable[..., Any]]:
             out.append((state * c).sum(-1))
         return torch.stack(out, dim=2) + D[:, None] * u
 
-    selective_scan: Callable[..., Tensor] = scan.selective_scan
+    def by(engine: str) -> Callable[..., Tensor]:
+        def run(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+            os.environ["MEDTUNE_SCAN"] = engine
+            return selective_scan(u, delta, A, B, C, D, bias, delta_softplus=True)
 
-    def ours(*values: Tensor) -> Tensor:
-        scan._cuda_kernel = lambda: None  # type: ignore[assignment]
-        return selective_scan(*values, delta_softplus=True)
+        return run
 
-    def kernel(*values: Tensor) -> Tensor:
-        return selective_scan(*values, delta_softplus=True)
+    return {"ours": by("torch"), "unbind": unbind, "naive": naive, "triton": by("triton"), "mamba": by("mamba")}
 
-    return {"ours": ours, "unbind": unbind, "naive": naive, "mamba-ssm": kernel}
+
+def engines() -> dict[str, str]:
+    """The engines that can run on this GPU."""
+    import torch
+
+    from medtune.ops.engines import _missing
+
+    return {name: why for name, why in _missing(torch.cuda.current_device()).items() if not why}
+
+
+STAGES = ((48, 56, 2), (96, 28, 2), (192, 14, 8), (384, 7, 2))
+"""Of MedMamba-s at 224 px: width of the scanned half, side of the map, blocks."""
+
+
+def stages(batch: int, repeats: int) -> None:
+    """Milliseconds of each stage's scan and SS2D, forward and backward, by engine."""
+    import torch
+
+    print(f"\n{torch.cuda.get_device_name()}: MedMamba-s, 224 px, batch {batch}, bfloat16; ms, forward + backward")
+    heads = "".join(f"{f'{side}x{side}, {2 * width}':>20}" for width, side, _ in STAGES)
+    print(f"{'what':<22}{heads}{'all':>20}", flush=True)
+    for name in engines():
+        for what, make in (("scan", scan_alone), ("SS2D", ss2d)):
+            times = [timed(make(name, width, side, batch), repeats) for width, side, _ in STAGES]
+            blocks = [n for _, _, n in STAGES]
+            forward, backward = (sum(n * t[i] for n, t in zip(blocks, times, strict=True)) for i in (0, 1))
+            times.append((forward, backward))
+            cells = "".join(f"{f'{there:.3f} + {back:.3f}':>20}" for there, back in times)
+            print(f"{f'{name}, {what}':<22}{cells}", flush=True)
+
+
+def scan_alone(engine: str, width: int, side: int, batch: int) -> tuple[Callable[[], Any], list[Any]]:
+    """The four readings' scans, each engine given what it takes without a copy, and what is differentiated."""
+    import torch
+
+    from medtune.ops.triton_scan import triton_scan_map
+
+    inner, length, states, readings = 2 * width, side * side, 16, 4
+    g = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(shape, generator=g, device="cuda", dtype=torch.bfloat16).requires_grad_()
+
+    def parameter(value: Any) -> Any:
+        return value.clone().requires_grad_()
+
+    decay = -torch.arange(1.0, states + 1, device="cuda")
+    skip = parameter(torch.ones(readings * inner, device="cuda"))
+    bias = parameter(torch.empty(readings * inner, device="cuda").uniform_(-6.9, -2.3, generator=g))
+    if engine == "triton":
+        x, delta = normal(batch, side, side, inner), normal(batch, length, readings, inner)
+        A, mix = parameter(decay[:, None].expand(readings, states, inner)), normal(batch, length, readings, 2 * states)
+        D, step = (v.view(readings, inner) for v in (skip, bias))
+        values = [x, delta, A, mix, skip, bias]
+        return lambda: triton_scan_map(x, delta.permute(2, 0, 1, 3), A, mix, D, step, True), values
+    u, delta = normal(batch, readings * inner, length), normal(batch, readings * inner, length)
+    A = parameter(decay.expand(readings * inner, states))
+    B, C = normal(batch, readings, states, length), normal(batch, readings, states, length)
+    if engine == "mamba":
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        return lambda: selective_scan_fn(u, delta, A, B, C, skip, None, bias, True), [u, delta, A, B, C, skip, bias]
+    function = variants()["ours"]
+    return lambda: function(u, delta, A, B, C, skip, bias), [u, delta, A, B, C, skip, bias]
+
+
+def ss2d(engine: str, width: int, side: int, batch: int) -> tuple[Callable[[], Any], list[Any]]:
+    """MedMamba's whole branch under bfloat16 autocast, and what is differentiated."""
+    import torch
+
+    from medtune.models.medmamba import SS2D
+
+    module = SS2D(width).cuda()
+    x = torch.randn(batch, side, side, width, device="cuda", dtype=torch.bfloat16).requires_grad_()
+
+    def run() -> Any:
+        os.environ["MEDTUNE_SCAN"] = engine
+        with torch.autocast("cuda", torch.bfloat16):
+            return module(x)
+
+    return run, [x, *module.parameters()]
+
+
+def timed(made: tuple[Callable[[], Any], list[Any]], repeats: int) -> tuple[float, float]:
+    """Median milliseconds forward and backward, after two runs that compile.
+
+    Behind a pause of the GPU of some 10 ms, during which all is launched: as in a CUDA graph, launching costs nothing.
+    """
+    import torch
+
+    function, values = made
+    forward, backward = [], []
+    for _ in range(2 + repeats):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        weight = torch.ones_like(function())
+        torch.cuda.synchronize()
+        torch.cuda._sleep(20_000_000)
+        marks[0].record()
+        y = function()
+        marks[1].record()
+        torch.autograd.grad(y, values, weight)
+        marks[2].record()
+        torch.cuda.synchronize()
+        forward.append(marks[0].elapsed_time(marks[1]))
+        backward.append(marks[1].elapsed_time(marks[2]))
+    return statistics.median(forward[2:]), statistics.median(backward[2:])
 
 
 if __name__ == "__main__":

@@ -8,24 +8,22 @@ images for each process joins the one before, so that an epoch may have one step
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtune.config import TrialConfig
 from medtune.errors import TrainingDiverged
-from medtune.evaluate import autocast
-from medtune.parallel import SOLO, Group, without_sync
+from medtune.parallel import SOLO, Group
 from medtune.seeding import generator
+from medtune.steps import Batch, Stepper
 
 CHECK_EVERY = 50
-"""Batches between two looks at the losses; each look waits for the device."""
+"""Batches between two looks at the losses on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +56,19 @@ def pieces(start: int, stop: int, most: int | None, group: Group = SOLO) -> list
 
 
 def train_epoch(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    train: DeviceSplit,
-    config: TrialConfig,
-    classes: int,
-    epoch: int,
-    group: Group,
-    micro_batch: int | None,
+    stepper: Stepper, train: DeviceSplit, config: TrialConfig, classes: int, epoch: int, micro_batch: int | None
 ) -> tuple[Tensor, Tensor]:
     """Train on every image once, or as `config.imbalance` draws them.
 
     Returns logits (N, K), float32, of the images as they were augmented while training, and their labels (N,), in the
     order of training and on the device; the same in every process. Raises TrainingDiverged when a loss is not finite.
     """
-    from medtune.data.sampling import class_weights, epoch_order
-    from medtune.data.transforms import augment, draw
+    from medtune.data.sampling import epoch_order
+    from medtune.data.transforms import draw
 
     device, (height, width) = train.images.device, train.images.shape[-2:]
+    group = stepper.group
     order = epoch_order(train.labels, config.imbalance, generator(config.seed, epoch, "order")).to(device)
-    weights = class_weights(train.labels, classes, config.imbalance)
     draws = generator(config.seed, epoch, "augmentation")
     partners = generator(config.seed, epoch, f"partners{group.rank}") if config.patch_momentum else None
     labels = train.labels[order]
@@ -85,50 +76,32 @@ def train_epoch(
     bounds = batch_bounds(count, config.batch_size, least=2 * group.world)
     losses = torch.zeros(len(bounds), device=device)
     logits = torch.zeros((count, classes), device=device)
-    parameters = list(net.parameters())
-    net.train()
-    for batch, (start, stop) in enumerate(bounds):
+    stepper.net.train()
+    for number, (start, stop) in enumerate(bounds):
         # Drawn for the whole batch, whoever computes it: pieces and processes change nothing.
         changes = draw(stop - start, height, width, draws, config.augmentation).to(device)
-        optimizer.zero_grad(set_to_none=True)
-        parts = pieces(start, stop, micro_batch, group)
-        for first, last in parts:
-            images = augment(train.images[order[first:last]], config.image_size, changes.part(first - start, last - start))
-            sending = contextlib.nullcontext() if last == parts[-1][1] else without_sync(net)
-            with sending:
-                with autocast(config.precision, device):
-                    output, loss = _loss(net, images, labels[first:last], weights, partners)
-                # Over the images, not over their weights, whose mean is 1 over the training set: what an image counts does
-                # not depend on those that share its batch.
-                loss = loss / (stop - start)
-                # DistributedDataParallel takes the mean over processes of what is wanted as a sum.
-                (loss * group.world).backward()
-            losses[batch] += loss.detach()
-            logits[first:last] = output.detach()
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
-        if (batch + 1) % CHECK_EVERY == 0 or batch + 1 == len(bounds):
-            _require_finite(losses[: batch + 1], epoch, bounds, group)
+        marks = pieces(start, stop, micro_batch, group)
+        (first, _), (_, last) = marks[0], marks[-1]
+        batch = Batch(
+            train.images[order[first:last]],
+            labels[first:last],
+            changes.part(first - start, last - start),
+            None if partners is None else _partners(marks, partners).to(device),
+        )
+        # They lie in tensors that the next step writes to: copied at once.
+        logits[first:last], losses[number] = stepper.step(batch, [(a - first, b - first) for a, b in marks], stop - start)
+        # On a GPU at the end alone, as a look would wait for it.
+        if number + 1 == len(bounds) or (device.type == "cpu" and (number + 1) % CHECK_EVERY == 0):
+            _require_finite(losses[: number + 1], epoch, bounds, group)
     group.add_up(logits)
     if not torch.isfinite(logits).all():
         raise TrainingDiverged(f"the model's output is not finite at epoch {epoch}. A lower learning rate may help")
     return logits, labels
 
 
-def _loss(
-    net: nn.Module, images: Tensor, labels: Tensor, weights: Tensor | None, partners: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Logits in float32 and the sum of the images' (weighted) cross entropies, in float32."""
-    if partners is None:
-        output = net(images).float()
-        return output, F.cross_entropy(output, labels, weight=weights, reduction="sum")
-    from medtune.models.medvit import OWN_LABEL
-
-    others = torch.randperm(len(labels), generator=partners).to(labels.device)
-    output = net(images, others).float()
-    own, other = (F.cross_entropy(output, y, weight=weights, reduction="sum") for y in (labels, labels[others]))
-    return output, OWN_LABEL * own + (1 - OWN_LABEL) * other
+def _partners(marks: list[tuple[int, int]], draws: torch.Generator) -> Tensor:
+    """Each image's partner, among those that are computed with it."""
+    return torch.cat([torch.randperm(last - first, generator=draws) for first, last in marks])
 
 
 def _require_finite(losses: Tensor, epoch: int, bounds: list[tuple[int, int]], group: Group) -> None:
@@ -158,4 +131,4 @@ def optimizer_of(model: nn.Module, config: TrialConfig, device: torch.device) ->
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, fused=fused)
+    return kind(groups, lr=config.lr, fused=fused, capturable=device.type == "cuda")  # capturable: by CUDA graphs

@@ -62,6 +62,10 @@ class StorageFault(MachineFault):
     """Storage that failed for longer than the study waits for it: no trial's own fault."""
 
 
+class LaunchBroke(Exception):
+    """What schedules the trials ended in an error that is neither the study's nor the user's, but Ray's."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for a name that is not one of `known`, with the nearest right one."""
     choices = sorted(known)

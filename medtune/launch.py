@@ -20,7 +20,7 @@ from medtune.data.courier import start_courier
 from medtune.data.folders import user_folder
 from medtune.data.pack import pack
 from medtune.definition import Definition, read_study
-from medtune.errors import StudyError
+from medtune.errors import LaunchBroke, MedtuneError, StudyError
 from medtune.growth import Scouts, addable, head
 from medtune.machines import Machines
 from medtune.needs import FOLDER, Needs
@@ -61,9 +61,18 @@ def launch(
     trainable: type | None,
     home: Home,
 ) -> None:
-    """One Tune run, from the ledger to the ledger."""
-    with contextlib.ExitStack() as ends:
-        searcher = _run(folder, config, conductor, definition, progress, trainable, home, ends)
+    """One Tune run, from the ledger to the ledger. Raises LaunchBroke where it ended in an error of Ray's."""
+    try:
+        with contextlib.ExitStack() as ends:
+            searcher = _run(folder, config, conductor, definition, progress, trainable, home, ends)
+    except MedtuneError:
+        raise
+    except Exception as error:
+        if home.fault:
+            raise home.fault from error
+        if home.patience.give_up():  # it was told to stop, and broke on its way out
+            raise KeyboardInterrupt from error
+        raise LaunchBroke(f"{type(error).__name__}: {error}") from error
     if fault := searcher.fault or home.fault:
         raise fault
     if conductor.hopeless:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -84,6 +85,10 @@ class Progress:
         if self.log is not None:
             with contextlib.suppress(OSError):  # a full disk is told of by what needs it
                 self.log.write(f"{text}\n")
+
+    def note_error(self, error: BaseException) -> None:
+        """An error and where it came from, for the log alone: the screen has a line on it."""
+        self._note("".join(traceback.format_exception(error)).rstrip())
 
     def begin(self, conductor: Conductor, notes: list[str]) -> None:
         """Say what will run on what, and what an earlier launch left."""

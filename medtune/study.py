@@ -13,7 +13,7 @@ from medtune.data import PairData, load_pair
 from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
 from medtune.driver import DriverRecord, Outcome, best_trial
-from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, unknown
+from medtune.errors import ConfigError, DataMissing, LaunchBroke, StorageFault, StudyError, unknown
 from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
 from medtune.record import read_json
@@ -69,23 +69,46 @@ def run_study(
         check_same_study(home.folder, name, config, definition, data)
         audit_at_start(home.folder, data, config.trial.external_limit, progress.say)
         ledger = Ledger.open(home.folder / LEDGER, name, "minimize" if _minimise(config) else "maximize")
-        conductor = Conductor(
-            ledger,
-            config,
-            definition.space,
-            home.folder / "trials",
-            first=definition.first,
-            planned=definition.planned,
-            on_finish=lambda row: settle(home, conductor, row),
-            before_launch=home.before_launch,
-            before_hearing=home.before_hearing,
-        )
         with home.begun():
-            progress.begin(conductor, [*starts, *conductor.recover()])
-            if len(_finished(conductor)) < config.trials:
-                _run(home, config, conductor, definition, progress, trainable)
+            notes = starts
+            while True:
+                conductor = _conductor(home, ledger, config, definition)
+                progress.begin(conductor, [*notes, *conductor.recover()])
+                if len(_finished(conductor)) >= config.trials:
+                    break
+                before = _advance(conductor)
+                try:
+                    _run(home, config, conductor, definition, progress, trainable)
+                    break
+                except LaunchBroke as broken:
+                    # When machines go, Ray Tune's loop may end in an error. The ledger has all that was heard, so it begins
+                    # anew, as after a killed driver; unless nothing was won since, as the same would come again.
+                    if _advance(conductor) == before:
+                        raise
+                    notes = [f"Ray Tune ended with {broken}; the study goes on from its ledger"]
+                    progress.note_error(broken)
         progress.end(read_usage(home.folder))
     return home.folder
+
+
+def _conductor(home: Home, ledger: Ledger, config: StudyConfig, definition: Definition) -> Conductor:
+    conductor = Conductor(
+        ledger,
+        config,
+        definition.space,
+        home.folder / "trials",
+        first=definition.first,
+        planned=definition.planned,
+        on_finish=lambda row: settle(home, conductor, row),
+        before_launch=home.before_launch,
+        before_hearing=home.before_hearing,
+    )
+    return conductor
+
+
+def _advance(conductor: Conductor) -> tuple[int, int]:
+    """How far a study is: trials ended, epochs of all."""
+    return len(_finished(conductor)), sum(row.epoch for row in conductor.rows.values())
 
 
 def require_begun(home: Home, root: Path | Bucket) -> None:

@@ -10,11 +10,13 @@ classes are drawn evenly (`medtune.data.sampling`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +29,14 @@ from medtune import metrics
 from medtune.checkpoint import CheckpointStore, Snapshot
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
+from medtune.data.sampling import class_weights
 from medtune.epoch import DeviceSplit, optimizer_of, train_epoch
-from medtune.errors import DataError, MachineFault, MedtuneError, TrainingDiverged
+from medtune.errors import CheckpointError, DataError, MachineFault, MedtuneError, TrainingDiverged
 from medtune.evaluate import default_device, eval_batch, figures, logits_of, shift_figures
 from medtune.memory import fewer, is_out_of_memory, least
 from medtune.parallel import SOLO, Group, synchronised
 from medtune.seeding import reproducible
+from medtune.steps import Stepper, stepper_of
 
 if TYPE_CHECKING:
     from medtune.data.shifts import Shift
@@ -99,8 +103,9 @@ def fit(
     """Train `config` on `data`, from the newest good checkpoint on; iterate to train.
 
     Checkpoints are written after the epochs in `save_at`, after the last one, and else at least
-    `config.checkpoint_seconds` apart, by the group's first process alone. `resident` is `on_device(data, device)` when the
-    caller has it already. `group`: the processes that train together; each calls this with the same arguments.
+    `config.checkpoint_seconds` apart, by the group's first process alone; on a GPU beside the training (`Fit.settle`).
+    `resident` is `on_device(data, device)` when the caller has it already. `group`: the processes that train together;
+    each calls this with the same arguments.
     `micro_batch`: images to compute at once at most, where less than `config.micro_batch` is known to fit.
     Raises DataError when the data cannot train or select, CheckpointError when the checkpoint is of another trial or the
     weights to start from do not fit; iterating raises TrainingDiverged when a loss is not finite and OutOfMemory when a
@@ -135,15 +140,18 @@ class Fit(Iterator[EpochResult]):
         self._save_at = frozenset(save_at) | {config.epochs}
         self._saved_epoch = 0
         self._saved_time = time.monotonic()
+        # On a CPU writing takes what training has, and who takes a step finds its checkpoint there.
+        self._writer = ThreadPoolExecutor(1, "checkpoints") if device.type == "cuda" else None
+        self._writing: Future[Path] | None = None
         self._best: dict[str, Tensor] = {}
         self._data: DeviceData | None = resident or on_device(data, device)
         self._val_labels = np.asarray(data.val.labels)
         self._group = group
         built, self.notes = _build(config, data)
         self._model: nn.Module | None = synchronised(built.to(device), group, device)
-        self._optimizer: Any = optimizer_of(self._model, config, device)
+        self.optimizer: Any = optimizer_of(self._model, config, device)
         drops = list(config.milestone_epochs()) if config.schedule == "milestones" else []
-        self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, drops, config.gamma)
+        self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, drops, config.gamma)
         self._limit = least(config.micro_batch, micro_batch)
         if checkpoints is not None:
             self._resume(checkpoints)
@@ -151,7 +159,7 @@ class Fit(Iterator[EpochResult]):
         if len({epoch for epoch, _ in found}) > 1:
             raise MachineFault(f"the trial's processes found different checkpoints; this one found epoch {self.epoch}")
         self._limit = least(*(limit for _, limit in found))
-        self._net: Any = group.wrap(self._model)
+        self.stepper: Stepper | None = self._steps()
         self.start_epoch = self.epoch + 1
         if self.start_epoch > config.epochs:
             self.save()  # nothing is left to train, and the weights may lie with an earlier attempt alone
@@ -190,7 +198,7 @@ class Fit(Iterator[EpochResult]):
     def __next__(self) -> EpochResult:
         if self._model is None or self.epoch >= self.config.epochs:
             raise StopIteration
-        epoch, lr, started = self.epoch + 1, self._optimizer.param_groups[0]["lr"], time.perf_counter()
+        epoch, lr, started = self.epoch + 1, self.optimizer.param_groups[0]["lr"], time.perf_counter()
         full = False
         # A stream of its own for each process: they are to drop different branches of different images.
         stream = "model" if self._group.leads else f"model{self._group.rank}"
@@ -202,7 +210,7 @@ class Fit(Iterator[EpochResult]):
             found = {**train, **val}
             improved = self._select(epoch, found)
         except BaseException as error:  # half an epoch is not to be gone on from, after Ctrl-C neither
-            self._model = self._net = None
+            self._model = self.stepper = None
             full = is_out_of_memory(error)
             if not full:
                 raise
@@ -228,37 +236,61 @@ class Fit(Iterator[EpochResult]):
             self.save()
         return result
 
-    def save(self) -> Path | None:
-        """Write a checkpoint now; None without a store, or when this epoch has one. Raises CheckpointError."""
+    def save(self) -> None:
+        """Write a checkpoint; nothing without a store, or when this epoch has one. Raises CheckpointError.
+
+        On a GPU the weights are copied now and written meanwhile: `settle` waits, and so does the next save, which then
+        raises what went wrong.
+        """
         if self._store is None or not self._group.leads or self.epoch == self._saved_epoch:
-            return None
-        state = self._optimizer.state_dict()["state"]
-        entries = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
-        path = self._store.save(
-            Snapshot(
-                epoch=self.epoch,
-                config=self.config,
-                fingerprint=self._fingerprint,
-                model=self.model.state_dict(),
-                optimizer={name: value for name, value in entries.items() if isinstance(value, Tensor)},
-                best_epoch=self.best_epoch,
-                best=self._best,
-                progress={
-                    "lr": self._optimizer.param_groups[0]["lr"],
-                    "best_value": self.best_value,
-                    "micro_batch": self._limit,
-                    "optimizer": {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
-                    "history": [result.to_dict() for result in self.history],
-                },
-            )
-        )
+            return
+        self.settle()
+        snapshot = self._snapshot()
+        if self._writer is None:
+            self._store.save(snapshot)
+        else:
+            model, optimizer, best = map(_here, (snapshot.model, snapshot.optimizer, snapshot.best))
+            copied = replace(snapshot, model=model, optimizer=optimizer, best=best)
+            self._writing = self._writer.submit(self._store.save, copied)
         self._saved_epoch, self._saved_time = self.epoch, time.monotonic()
-        return path
+
+    def settle(self) -> None:
+        """Wait until what was to be saved is on disk. Raises CheckpointError when the disk refused."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _snapshot(self) -> Snapshot:
+        state = self.optimizer.state_dict()["state"]
+        entries = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+        return Snapshot(
+            epoch=self.epoch,
+            config=self.config,
+            fingerprint=self._fingerprint,
+            model=self.model.state_dict(),
+            optimizer={name: value for name, value in entries.items() if isinstance(value, Tensor)},
+            best_epoch=self.best_epoch,
+            best=self._best,
+            progress={
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "best_value": self.best_value,
+                "micro_batch": self._limit,
+                "optimizer": {name: value for name, value in entries.items() if not isinstance(value, Tensor)},
+                "history": [result.to_dict() for result in self.history],
+            },
+        )
 
     def close(self) -> None:
-        """Let go of the model, its optimizer and the images, and give device memory back."""
-        self._model = self._net = self._data = None
-        self._optimizer = self._scheduler = None
+        """Let go of the model, its optimizer and the images, and give device memory back.
+
+        What was to be saved is; that it could not be is no matter any more: nobody goes on from here.
+        """
+        with contextlib.suppress(CheckpointError):
+            self.settle()
+        if self._writer is not None:
+            self._writer.shutdown()
+        self._model = self.stepper = self._data = None
+        self.optimizer = self._scheduler = None
         self._best = {}
         gc.collect()
         if self.device.type == "cuda":
@@ -273,29 +305,26 @@ class Fit(Iterator[EpochResult]):
         for name, value in {**snapshot.optimizer, **snapshot.progress["optimizer"]}.items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         lr = snapshot.progress["lr"]
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
-        lrs = [lr] * len(self._optimizer.param_groups)
+        lrs = [lr] * len(self.optimizer.param_groups)
         self._scheduler.load_state_dict({"last_epoch": snapshot.epoch, "_last_lr": lrs})
         self._limit = least(self._limit, snapshot.progress["micro_batch"])
         self.history = [EpochResult(**values) for values in snapshot.progress["history"]]
         self.best_epoch, self.best_value = snapshot.best_epoch, snapshot.progress["best_value"]
         self._best = {name: tensor.to(self.device) for name, tensor in snapshot.best.items()}
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def _steps(self) -> Stepper:
         assert self._data is not None
-        logits, labels = train_epoch(
-            self._net,
-            self._optimizer,
-            self._data.train,
-            self.config,
-            self._classes,
-            epoch,
-            self._group,
-            self._limit,
-        )
+        weights = class_weights(self._data.train.labels, self._classes, self.config.imbalance)
+        net, left = self._group.wrap(self.model), (self.config.epochs - self.epoch) * len(self._data.train.labels)
+        return stepper_of(net, self.optimizer, self.config, weights, self._group, left)
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        assert self._data is not None and self.stepper is not None
+        logits, labels = train_epoch(self.stepper, self._data.train, self.config, self._classes, epoch, self._limit)
         # The loss is that of the images as they were drawn, unweighted: to be compared with val's.
         return figures(logits.cpu(), labels.cpu().numpy(), "train", loss=True)
 
@@ -342,6 +371,16 @@ class Fit(Iterator[EpochResult]):
         return True
 
 
+def _here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, in pinned memory: all are under way before the first is waited for."""
+    copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda) for name, x in tensors.items()}
+    for name, copied in copies.items():
+        copied.copy_(tensors[name], non_blocking=True)
+    if any(x.is_cuda for x in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return copies
+
+
 def _build(config: TrialConfig, data: PairData) -> tuple[nn.Module, list[str]]:
     """The model with the weights it starts from, and what there is to say about them."""
     from medtune import models
@@ -362,9 +401,7 @@ def _build(config: TrialConfig, data: PairData) -> tuple[nn.Module, list[str]]:
 def _require_trainable(config: TrialConfig, data: PairData, group: Group) -> None:
     if len(data.train.labels) < 2 * group.world:
         each = "" if group.world == 1 else f" for each of {group.world} processes"
-        raise DataError(
-            f"the training set of {data.name} has {len(data.train.labels)} images; at least 2 are needed{each}"
-        )
+        raise DataError(f"the training set of {data.name} has {len(data.train.labels)} images; at least 2 are needed{each}")
     name = config.selection.rpartition("/")[2]
     reason = metrics.undefined(data.val.labels, len(data.classes)).get(name)
     if len(data.val.labels) == 0:

@@ -29,6 +29,7 @@ from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test, shift_test
 from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
+from medtune.ops.engines import scan_engine
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.storage.attempt import workplace
@@ -106,6 +107,7 @@ def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
     torch.set_num_threads(spec.threads)
     device = default_device()
+    scan_engine(device)  # raises here, before any work, where MEDTUNE_SCAN asks for what is not there
     limit_memory(device, spec.memory_cap)
     if spec.pack is not None:
         data = _packed(spec.pack)
@@ -213,6 +215,8 @@ class Attempt:
             self._test_external(self.fit)
         if measure:
             self.fit.save()
+        if measure or last or self.leaving() or result.epoch in self.spec.rungs:
+            self.fit.settle()  # written while the tests ran; others rely on it from here on
         report = self._report("running", result)
         self.record.epoch({**line, "report": report.to_dict()})
         if self.wandb:
@@ -274,6 +278,7 @@ class Attempt:
         model = self.fit.best_model()
         own, shifted = (test(model, self.config, self.data, self.device) for test in (own_test, shift_test))
         predictions.write(self.record.folder, {**own.pop("predictions"), **shifted.pop("predictions"), **self.predicted})
+        self.fit.settle()
         self.external = self.external | own | shifted
         report = self._report("complete", result)
         self._show_sheets(model)

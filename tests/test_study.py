@@ -17,11 +17,12 @@ from medtune import cli, models
 from medtune.config import TrialConfig
 from medtune.data.pairs.synthetic import generate
 from medtune.definition import Definition, describe
-from medtune.errors import CheckpointError, ConfigError, StudyError
+from medtune.errors import CheckpointError, ConfigError, LaunchBroke, StudyError
 from medtune.results import best, fixed_settings, load_study, print_outcome, rank, study_summary, trial_config, trial_summary
 from medtune.search.plan import plan
 from medtune.search.space import Choice, Real, SearchSpace
 from medtune.study import run_study, study_name
+from medtune.watch import Watch
 from tests.support.failing_trial import FailingTrial
 
 
@@ -63,6 +64,41 @@ def test_the_same_command_adds_nothing_and_more_trials_extend(played, capsys):
     run_study(replace(config, trials=14), definition("kill"), PlayedTrial)
     rows = load_study(str(folder)).rows
     assert len(rows) == 14 and [row.attrs for row in rows[:12]] == before
+
+
+def test_a_run_of_tunes_that_breaks_is_begun_anew_from_the_ledger(storage, monkeypatch, capsys):
+    """Once in mid-study and once when all is done; that the first launch got nowhere would have been the end."""
+    tick, end, broken = Watch.tick, Watch.end, []
+
+    def breaks(self):
+        tick(self)
+        if not broken and any(row.finished for row in self.conductor.rows.values()):
+            broken.append("tick")
+            raise RuntimeError("started a trial that was lost")
+
+    def breaks_again(self):
+        end(self)
+        if "tick" in broken and "end" not in broken:
+            broken.append("end")
+            raise KeyError("an actor")
+
+    monkeypatch.setattr(Watch, "tick", breaks)
+    monkeypatch.setattr(Watch, "end", breaks_again)
+    config = replace(kill_resume.config(storage, 4), name="broken")
+    folder = run_study(config, definition("broken"), PlayedTrial)
+    assert broken == ["tick", "end"] or broken == ["tick"]
+    kill_resume.check(load_study("broken", config.storage), 4)
+    assert "Ray Tune ended with" in capsys.readouterr().out
+    assert {row.faults for row in load_study(str(folder)).rows} == {0}, "no trial is charged with it"
+
+
+def test_a_run_of_tunes_that_gets_nowhere_is_told(storage, monkeypatch):
+    def breaks(self):
+        raise RuntimeError("nothing goes")
+
+    monkeypatch.setattr(Watch, "tick", breaks)
+    with pytest.raises(LaunchBroke, match="nothing goes"):
+        run_study(replace(kill_resume.config(storage, 2), name="nowhere"), definition("nowhere"), PlayedTrial)
 
 
 @pytest.mark.parametrize(

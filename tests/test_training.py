@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +22,7 @@ from torch import nn
 import medtune.models
 from medtune import epoch as epoch_module
 from medtune import metrics, training
-from medtune.checkpoint import CheckpointStore, best_file
+from medtune.checkpoint import CheckpointStore, Snapshot, best_file
 from medtune.config import Selection, TrialConfig
 from medtune.data import PairData, transforms
 from medtune.epoch import batch_bounds
@@ -224,7 +226,7 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
         return transforms.prepare(images, size)
 
     monkeypatch.setattr(transforms, "augment", augment)
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", loss)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", loss)
     run(tiny_config(), tiny_data)
     own = torch.tensor(tiny_data.train.labels)
     epochs = [torch.cat(seen[3 * i : 3 * i + 3]) for i in range(4)]
@@ -257,7 +259,7 @@ def test_weighted_loss_is_optimised_and_the_plain_one_reported(
             seen.append((logits, truth))
         return real(logits, truth, **kwargs)
 
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", spy)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     fitting = fit(config, data, device=CPU)
     before = [parameter.detach().clone() for parameter in fitting.model.parameters()]
     fitting.model.register_forward_hook(lambda model, images, output: output.retain_grad() if model.training else None)
@@ -287,7 +289,7 @@ def test_train_figures_are_those_of_the_augmented_images_while_training(
         seen.append((logits.detach().clone(), labels.clone()))
         return real(logits, labels, **settings)
 
-    monkeypatch.setattr(epoch_module.F, "cross_entropy", spy)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     fitting = fit(tiny_config(), tiny_data, device=CPU)
     modes: list[bool] = []
     fitting.model.register_forward_hook(lambda model, images, output: modes.append(model.training))
@@ -499,6 +501,45 @@ def test_checkpoint_of_another_trial_is_refused(tiny_config: Make, tiny_data: Pa
     other = dataclasses.replace(tiny_data, fingerprint={**tiny_data.fingerprint, "train": "z"})
     with pytest.raises(CheckpointError, match="data are other ones"):
         fit(tiny_config(), other, device=CPU, checkpoints=CheckpointStore(tmp_path))
+
+
+def test_checkpoints_are_written_beside_training_and_settled(
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU. What is written is what was there when it was asked for, whatever training did meanwhile."""
+    config = tiny_config(checkpoint_seconds=0.0)
+    gate, real = threading.Event(), CheckpointStore.save
+
+    def slow(store: CheckpointStore, snapshot: Snapshot) -> Path:
+        gate.wait(20)
+        return real(store, snapshot)
+
+    monkeypatch.setattr(CheckpointStore, "save", slow)
+    store = CheckpointStore(tmp_path)
+    fitting = fit(config, tiny_data, device=CPU, checkpoints=store)
+    fitting._writer = ThreadPoolExecutor(1)
+    next(fitting)
+    weights = {name: value.clone() for name, value in fitting.model.state_dict().items()}
+    assert not list(tmp_path.iterdir()), "training did not wait"
+    with torch.no_grad():
+        for parameter in fitting.model.parameters():
+            parameter.zero_()
+    gate.set()
+    fitting.settle()
+    found = store.newest(config, {name: tiny_data.fingerprint.get(name, "") for name in ("train", "val")})
+    assert found is not None and found.epoch == 1
+    assert all(torch.equal(found.model[name], value) for name, value in weights.items())
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_when_it_is_waited_for(
+    tiny_config: Make, tiny_data: PairData, tmp_path: Path
+) -> None:
+    fitting = fit(tiny_config(epochs=1), tiny_data, device=CPU, checkpoints=CheckpointStore(tmp_path / "no" / "folder"))
+    fitting._writer = ThreadPoolExecutor(1)
+    next(fitting)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        fitting.settle()
+    fitting.close()
 
 
 def test_closed_training_holds_nothing(tiny_config: Make, tiny_data: PairData) -> None:

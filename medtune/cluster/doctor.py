@@ -18,7 +18,7 @@ from rich.text import Text
 
 from medtune.cluster.absent import absent, launcher
 from medtune.cluster.facts import package
-from medtune.cluster.findings import RENEW, Finding, diagnose, together
+from medtune.cluster.findings import RENEW, Finding, diagnose, scan, together
 from medtune.cluster.nodes import Node, ask, here, staying
 from medtune.data.cli import DEFAULT_PAIR
 from medtune.data.registry import pair
@@ -147,7 +147,9 @@ def show(nodes: Sequence[Node], findings: Sequence[Finding], said: Sequence[str]
         console.print(Text("fit for a study", style="green"))
 
 
-HEADS = ("node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "images", "clock", "least free disk")
+HEADS = (
+    "node", "GPUs", "CPUs", "Python", "torch", "CUDA", "medtune", "kernels", "scan", "images", "clock", "least free disk",
+)  # fmt: skip
 
 
 def row(node: Node) -> tuple[str, ...]:
@@ -165,10 +167,19 @@ def row(node: Node) -> tuple[str, ...]:
         facts["driver_cuda"] or "",
         f"{facts['medtune']['version']} {facts['medtune']['digest'][:8]}" if facts["medtune"] else "missing",
         " ".join(facts["kernels"]),
+        scan_used(node),
         f"of {packs} stud{'ies' if packs > 1 else 'y'}" if packs else "",
         f"{node.ahead:+.2f} s" if node.id else "",
         f"{min(disk['free'] for disk in facts['disks']) / 1e9:.0f} GB",
     )
+
+
+def scan_used(node: Node) -> str:
+    """The engine of the selective scan on a node's GPUs; findings tell why there is none."""
+    try:
+        return scan(node) if node.facts["gpus"] else "torch"
+    except ValueError:
+        return "none"
 
 
 def cards(gpus: Sequence[dict[str, Any]]) -> str:

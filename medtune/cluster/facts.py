@@ -29,8 +29,8 @@ PACKAGES = (
     "filelock", "platformdirs", "wandb",
 )  # fmt: skip
 """What a trial's process needs, by the names of their distributions."""
-KERNELS = {"mamba-ssm": "selective_scan_cuda", "causal-conv1d": "causal_conv1d_cuda"}
-"""Optional CUDA kernels, each with the compiled module that must be there."""
+KERNELS = {"triton": "triton", "mamba-ssm": "selective_scan_cuda", "causal-conv1d": "causal_conv1d_cuda"}
+"""What faster kernels need, each with the module that must be there: Triton for ours, compiled ones for the others."""
 
 
 def gather(storage: str | None = None, token: str | None = None, name: str = "", in_ray: bool = False) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def gather(storage: str | None = None, token: str | None = None, name: str = "",
         "medtune": package(),
         "packs": packs(),
         "kernels": [kernel for kernel, module in KERNELS.items() if found(module)],
+        "compiler": any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc")),
+        "scan": environment.get("MEDTUNE_SCAN") or None,
         "disks": disks(storage),
         "storage": exchange(Path(storage), token, name) if storage and token else None,
         "cpus": len(os.sched_getaffinity(0)),

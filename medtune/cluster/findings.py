@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medtune.cluster.nodes import Node
+from medtune.ops.choice import choose
 
 Severity = Literal["error", "warning"]
 
@@ -172,7 +173,28 @@ def _disk(node: Node, reference: Node) -> Wrong:
             yield severity, what, f"Make room: {low:g} GB are enough"
 
 
-RULES = (_python, _packages, _content, _cuda, _gpu_kinds, _gpu_memory, _storage, _clock, _disk)
+def scan(node: Node) -> str:
+    """The selective scan that trials use on its GPUs. Raises ValueError where MEDTUNE_SCAN asks for what cannot be."""
+    kernels = node.facts["kernels"]
+    missing = {
+        "triton": "triton is not installed" if "triton" not in kernels else "",
+        "mamba": "mamba-ssm is not installed" if "mamba-ssm" not in kernels else "",
+        "torch": "",
+    }
+    if "triton" in kernels and not node.facts["compiler"]:
+        missing["triton"] = "Triton needs a C compiler (gcc or clang, or what CC names)"
+    return choose(node.facts["scan"], missing)
+
+
+def _scan(node: Node, reference: Node) -> Wrong:
+    if node.facts["gpus"]:
+        try:
+            scan(node)
+        except ValueError as error:
+            yield "error", str(error), "Unset it in the environment that Ray was started in, or install what it asks for"
+
+
+RULES = (_python, _packages, _content, _cuda, _gpu_kinds, _gpu_memory, _scan, _storage, _clock, _disk)
 
 
 def _unequal_kernels(nodes: Sequence[Node]) -> list[Finding]:

@@ -44,6 +44,10 @@ class Draws:
         """The draws of images start to stop: what they become does not depend on the rest of the batch."""
         return self._each(lambda drawn: drawn[start:stop])
 
+    def copy(self) -> Draws:
+        """The same in tensors of their own."""
+        return self._each(torch.clone)
+
     def to(self, device: torch.device) -> Draws:
         """The draws on `device`, which is not waited for."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medtune.ops.engines import scan_engine
 from medtune.ops.scan import selective_scan
 
 DIRECTIONS = 4
@@ -26,10 +28,16 @@ class DropPath(nn.Module):
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.drop_prob = drop_prob
+        self.drops = drop_prob > 0
+        self.keep: Tensor
+        self.register_buffer("keep", torch.tensor(1.0 - drop_prob), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
+        if not (self.training and self.drops):
             return x
+        if torch.compiler.is_compiling():  # a number would be compiled in, and no two blocks share the code
+            kept = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), device=x.device) < self.keep
+            return x * (kept / self.keep).to(x.dtype)
         keep = 1 - self.drop_prob
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
         return x * mask.div_(keep)
@@ -65,9 +73,36 @@ def scan_directions(u: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
     step, b, c = per_position.split((rank, states, states), dim=-1)
     delta = torch.bmm(step, dt_proj.mT)  # (G, B * L, D)
     delta, b, c = (v.unflatten(1, (images, -1)) for v in (delta, b, c))
-    u, delta, b, c = (_wide(v).permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, G, ., L)
+    if not _in_kernels(u):  # which compute in float32 whatever comes
+        u, delta, b, c = (_wide(v) for v in (u, delta, b, c))
+    u, delta, b, c = (v.permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, G, ., L)
     decay, skip, bias = -torch.exp(_wide(a_log)), _wide(skip), _wide(dt_bias).flatten()
     return selective_scan(u, delta, decay, b, c, skip, bias, delta_softplus=True).permute(1, 0, 3, 2)
+
+
+def scan_map(x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log: Tensor, skip: Tensor) -> Tensor:
+    """The four readings of a map (B, H, W, D), each scanned with parameters of its own as above, added up: the same shape.
+
+    Where our kernels run, no reading is ever copied: they visit the map's positions in a reading's order.
+    """
+    if not _in_kernels(x):
+        return from_directions(scan_directions(to_directions(x), x_proj, dt_proj, dt_bias, a_log, skip), *x.shape[1:3])
+    from medtune.ops.triton_scan import triton_scan_map
+
+    (images, height, width, channels), (rank, states) = x.shape, (dt_proj.shape[-1], a_log.shape[-1])
+    to_rank, to_mix = x_proj.split((rank, 2 * states), dim=1)
+    with torch.autocast(x.device.type, enabled=False):
+        # The steps' two projections as one: the ranks (3 to 24) make matrix products of awkward shapes, slow on GPUs.
+        to_delta = torch.bmm(dt_proj, to_rank)  # (4, D, D)
+    delta = F.linear(x, to_delta.flatten(0, 1)).view(images, height * width, DIRECTIONS, channels)
+    mix = F.linear(x, to_mix.flatten(0, 1)).view(images, height * width, DIRECTIONS, 2 * states)
+    decay = -torch.exp(_wide(a_log)).view(DIRECTIONS, channels, states).mT
+    return triton_scan_map(x, delta.permute(2, 0, 1, 3), decay, mix, skip.view(DIRECTIONS, -1), dt_bias, True)
+
+
+def _in_kernels(x: Tensor) -> bool:
+    """Whether Triton's scan takes x as it is."""
+    return x.dtype != torch.float64 and scan_engine(x.device) == "triton"
 
 
 def _wide(x: Tensor) -> Tensor:

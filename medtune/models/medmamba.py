@@ -21,11 +21,9 @@ from medtune.models.layers import (
     DIRECTIONS,
     DropPath,
     drop_rates,
-    from_directions,
     parameters_ending,
     reset_scan,
-    scan_directions,
-    to_directions,
+    scan_map,
 )
 from medtune.ops.conv import Conv3x3
 
@@ -77,14 +75,13 @@ class SS2D(nn.Module):
         reset_scan(*self.scanned())
 
     def scanned(self) -> tuple[Tensor, ...]:
-        """The parameters of the four scans, in the order `scan_directions` takes them."""
+        """The parameters of the four scans, in the order `scan_map` takes them."""
         return self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = from_directions(scan_directions(to_directions(x), *self.scanned()), *x.shape[1:3])
-        return self.out_proj(self.out_norm(x) * F.silu(z))
+        return self.out_proj(self.out_norm(scan_map(x, *self.scanned())) * F.silu(z))
 
 
 class SSConvSSM(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medtune.models import modules
+from medtune.models.compiled import blocks_of
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -24,8 +23,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     without gradients nothing changes. The model can be copied (copy.deepcopy), not pickled. Raises ValueError for a
     model that has none of the blocks that the model files name.
     """
-    kinds = tuple(kind for name in modules() if name in sys.modules for kind in sys.modules[name].BLOCKS)
-    blocks: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    blocks: list[Any] = blocks_of(model)
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no blocks that are known here: was it made by medtune.models.build?")
     for block in blocks:

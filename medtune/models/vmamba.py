@@ -19,11 +19,9 @@ from medtune.models.layers import (
     DIRECTIONS,
     DropPath,
     drop_rates,
-    from_directions,
     parameters_ending,
     reset_scan,
-    scan_directions,
-    to_directions,
+    scan_map,
 )
 from medtune.ops.conv import Conv3x3
 
@@ -82,15 +80,14 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def scanned(self) -> tuple[Tensor, ...]:
-        """The parameters of the four scans, in the order `scan_directions` takes them."""
+        """The parameters of the four scans, in the order `scan_map` takes them."""
         x_proj, dt_projs = (layer.weight.unflatten(0, (DIRECTIONS, -1)) for layer in (self.x_proj, self.dt_projs))
         return x_proj, dt_projs, self.dt_projs_bias, self.A_logs, self.Ds
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.in_proj(x).permute(0, 3, 1, 2)
         x = F.silu(self.conv2d(x)).permute(0, 2, 3, 1)
-        y = scan_directions(to_directions(x), *self.scanned())
-        return self.out_proj(self.out_norm(from_directions(y, *x.shape[1:3])))
+        return self.out_proj(self.out_norm(scan_map(x, *self.scanned())))
 
 
 class VSSBlock(nn.Module):

@@ -3,7 +3,7 @@
 For every channel d with states n, over positions t:
     h_t = exp(delta_t A_dn) h_{t-1} + delta_t B_tn u_t,    y_t = sum_n C_tn h_t + D_d u_t
 
-One function, two ways: mamba-ssm's CUDA kernel where it is installed, else PyTorch on any device (`chunks.py`).
+One function, three ways (`engines.py` chooses): our Triton kernels, mamba-ssm's CUDA kernel, PyTorch on any device.
 The arithmetic is in float32 (float64 for float64 inputs), under autocast too.
 """
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medtune.ops.chunks import ChunkedScan, OneStep, Plan
+from medtune.ops.engines import scan_engine
 from medtune.ops.traced import traced_scan
 
 
@@ -45,9 +46,11 @@ def selective_scan(
         return torch.empty_like(u)
     shape, dtype = u.shape, u.dtype
     batch, groups, length = B.shape[0], B.shape[1], B.shape[3]
-    kernel = _cuda_kernel() if u.is_cuda and dtype != torch.float64 else None
-    if kernel is not None:
-        return _by_kernel(kernel, u, delta, A, B, C, D, delta_bias, delta_softplus)
+    engine = "torch" if dtype == torch.float64 else scan_engine(u.device)
+    if engine == "mamba":
+        return _by_kernel(_cuda_kernel(), u, delta, A, B, C, D, delta_bias, delta_softplus)
+    if engine == "triton":
+        return _by_triton(u, delta, A, B, C, D, delta_bias, delta_softplus)
     with torch.autocast(u.device.type, enabled=False):
         work = torch.float64 if dtype == torch.float64 else torch.float32
         u, delta = (x.to(work).reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
@@ -93,13 +96,23 @@ def _by_kernel(
 
 
 @functools.cache
-def _cuda_kernel() -> Callable[..., Tensor] | None:
-    """mamba-ssm's kernel, or None where the package is not installed."""
-    try:
-        module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-    except ImportError:
-        return None
-    return module.selective_scan_fn
+def _cuda_kernel() -> Callable[..., Tensor]:
+    """mamba-ssm's kernel."""
+    return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+
+
+def _by_triton(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+) -> Tensor:
+    """Ask our kernels, which want channels side by side in memory: (G, batch, L, d)."""
+    from medtune.ops.triton_scan import triton_selective_scan
+
+    batch, groups, _, length = B.shape
+    shape = u.shape
+    u, delta = (x.reshape(batch, groups, -1, length).permute(1, 0, 3, 2) for x in (u, delta))
+    A, B, C = A.unflatten(0, (groups, -1)).transpose(1, 2), B.transpose(0, 1), C.transpose(0, 1)
+    D, bias = (None if x is None else x.view(groups, -1) for x in (D, bias))
+    return triton_selective_scan(u, delta, A, B, C, D, bias, softplus).permute(1, 0, 3, 2).reshape(shape)
 
 
 def plan(device: torch.device, batch: int, length: int, state: int) -> Plan:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from medtune.cluster.doctor import scan_used
 from medtune.cluster.findings import diagnose, in_words, together
 from medtune.cluster.nodes import Node
 
@@ -24,6 +25,8 @@ FACTS: dict[str, Any] = {
     "gpus": [CARD],
     "medtune": {"version": "0.1.0", "folder": "/root/medtune/medtune", "digest": "d1", "files": FILES},
     "kernels": [],
+    "compiler": True,
+    "scan": None,
     "packs": [],
     "disks": [{"uses": ["temporary", "cache", "home", "storage"], "path": "/", "free": 50e9, "total": 100e9}],
     "storage": {"path": "/mnt/studies", "read": True, "reason": None},
@@ -123,6 +126,31 @@ def test_a_kernel_on_some_nodes_with_gpus_only():
     assert diagnose([having, without_gpus], DRIVER) == []
     [finding] = diagnose([having, node(2), node(3)], DRIVER)
     assert finding.severity == "warning" and "not on w2 (10.0.0.2), w3 (10.0.0.3)" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("facts", "engine"),
+    [
+        ({}, "torch"),
+        ({"kernels": ["mamba-ssm"]}, "mamba"),
+        ({"kernels": ["triton", "mamba-ssm"]}, "triton"),
+        ({"kernels": ["triton", "mamba-ssm"], "compiler": False}, "mamba"),
+        ({"kernels": ["triton", "mamba-ssm"], "scan": "torch"}, "torch"),
+        ({"kernels": [], "scan": "mamba"}, "asks for mamba, which is not there: mamba-ssm is not installed"),
+        ({"kernels": ["triton"], "compiler": False, "scan": "triton"}, "Triton needs a C compiler"),
+        ({"scan": "fast"}, "MEDTUNE_SCAN must be one of triton, mamba, torch"),
+    ],
+)
+def test_the_scan_of_a_node_or_why_there_is_none(facts, engine):
+    told = node(**facts)
+    findings = diagnose([told], DRIVER)
+    findings = [f for f in findings if "figures may differ" not in f.what]
+    if engine in ("torch", "mamba", "triton"):
+        assert scan_used(told) == engine and findings == []
+    else:
+        [finding] = findings
+        assert scan_used(told) == "none" and finding.severity == "error" and engine in finding.what
+    assert scan_used(replace(told, facts={**told.facts, "gpus": []})) == "torch"
 
 
 def test_the_same_on_several_nodes_is_said_once_errors_first():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import types
 from collections.abc import Sequence
 
 import pytest
@@ -186,20 +185,6 @@ def test_groups_must_divide_the_channels() -> None:
     u, delta, A, B, C, *_ = inputs(channels=10, groups=5)
     with pytest.raises(ValueError, match="groups"):
         selective_scan(u, delta, A, B[:, :4], C[:, :4])
-
-
-def test_mamba_kernel_is_found_when_installed_and_only_then(monkeypatch) -> None:
-    module = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    module.selective_scan_fn = loop  # type: ignore[attr-defined]
-    scan_module._cuda_kernel.cache_clear()
-    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    assert scan_module._cuda_kernel() is None
-    scan_module._cuda_kernel.cache_clear()
-    for name in ("mamba_ssm", "mamba_ssm.ops"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", module)
-    assert scan_module._cuda_kernel() is loop
-    scan_module._cuda_kernel.cache_clear()
 
 
 def test_mamba_kernel_is_asked_in_its_own_shapes_and_float32() -> None:

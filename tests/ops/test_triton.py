@@ -1,0 +1,74 @@
+"""The Triton kernels: by Triton's interpreter here, compiled for GPUs that are not here, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from medtune.ops.triton_kernels import _sums_by_tensor_cores
+from tests.ops import ptx
+from tests.ops.triton_cases import FEW, LARGE, MAPS, SEQUENCES, allowed, compare
+
+
+def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", "tests.ops.triton_cases", *names]
+    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def assert_small(found: dict[str, dict[str, float]]) -> None:
+    for name, errors in found.items():
+        for of, error in errors.items():
+            assert error < allowed(name), f"{name}, {of}: relative error {error:.1e}"
+
+
+def test_equals_the_float64_loop_and_copied_readings() -> None:
+    assert_small(by_interpreter(FEW))
+
+
+@pytest.mark.parametrize(("split", "precision"), [(True, 1e-6), (False, 2e-3)])
+def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precision) -> None:
+    """The interpreter knows no PTX: here is a warp that does."""
+    tiles = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)  # a row each, a column in each lane
+    found = ptx.run(_sums_by_tensor_cores(split), list(tiles))
+    lane = np.arange(32)
+    row = 16 * (lane // 16) + 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2  # as `_store_sums` stores
+    np.testing.assert_allclose(found, tiles.sum(1)[row], atol=precision * np.abs(tiles).sum(1).max())
+
+
+@pytest.mark.slow
+def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
+    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, "compiled") if name not in FEW]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [90, 80, 75])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiles_without_spills(capability, dtype) -> None:
+    """What the channels of a lane need is in its registers, on GPUs that are not here."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    for kernel, used in found.items():
+        assert used["spills"] == 0, f"{kernel}: {used}"
+    # What makes it fast: a channel's positions are in one lane. Only the backward pass' sums over channels cross lanes.
+    assert found["forward"]["exchanges"] == found["forward"]["shared"] == 0
+    assert found["backward"]["exchanges"] == (7 if capability >= 80 else 160)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE])
+def test_on_a_gpu(name) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert_small({name: compare(name, "cuda")})

@@ -1,0 +1,128 @@
+"""Steps of the optimizer: which kind is taken where, and, on a GPU, that a recorded step is the step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from medtune import models
+from medtune.config import TrialConfig
+from medtune.data import PairData
+from medtune.epoch import optimizer_of
+from medtune.errors import ConfigError
+from medtune.models import compiled as compiled_module
+from medtune.models.compiled import blocks_of, compiled
+from medtune.models.layers import DropPath
+from medtune.parallel import SOLO
+from medtune.steps import COMPILE, SWITCH, GraphStepper, Stepper, pays, stepper_of
+from medtune.training import EpochResult, fit
+from tests.conftest import TinyNet
+
+Make = Callable[..., TrialConfig]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def stepper(config: TrialConfig) -> Stepper:
+    net = TinyNet(2, 3)
+    return stepper_of(net, optimizer_of(net, config, torch.device("cpu")), config, None, SOLO, 1000)
+
+
+def test_a_cpu_takes_steps_kernel_by_kernel(tiny_config: Make) -> None:
+    assert type(stepper(tiny_config())) is Stepper
+
+
+@pytest.mark.parametrize("name", [SWITCH, COMPILE])
+def test_a_switch_that_is_neither_yes_nor_no_is_refused(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "maybe")
+    with pytest.raises(ConfigError, match=f"{name} is 'maybe': 1 for yes, 0 for no"):
+        stepper(tiny_config())
+
+
+def test_compiling_is_for_long_trials_of_large_images() -> None:
+    full = 150 * 4708
+    assert pays(full, 224) and not pays(full, 64) and not pays(10 * 4708, 224)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_share_code_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, not compiled to machine code, which takes minutes."""
+    seen: list[Any] = []
+    real = torch.compile
+
+    def traced(function: Any, **settings: Any) -> Any:
+        def count(graph: Any, inputs: Any) -> Any:
+            seen.append(graph)
+            return graph.forward
+
+        return real(function, backend=count, **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(compiled_module, "_compiled", functools.cache(compiled_module._compiled.__wrapped__))
+    torch.manual_seed(0)
+    model = models.build("resnet50").train()
+    assert blocks_of(model)
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    with compiled(model):
+        inside = model(images)
+    torch.testing.assert_close(inside, before)
+    assert 0 < len(seen) < len(blocks_of(model)), "blocks of a shape share what was compiled"
+    assert all("forward" not in vars(block) for block in blocks_of(model)), "outside they are as before"
+
+
+def test_a_compiled_branch_is_dropped_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.manual_seed(0)
+    y = drop(x)
+    per_image = y.flatten(1)
+    assert (per_image == per_image[:, :1]).all() and 0.72 < (per_image[:, 0] > 0).float().mean() < 0.78
+    assert y.max().item() == pytest.approx(1 / 0.75)
+    assert "keep" not in drop.state_dict(), "checkpoints stay as they were"
+
+
+def trained(config: TrialConfig, data: PairData) -> tuple[list[EpochResult], dict[str, torch.Tensor], Stepper]:
+    fitting = fit(config, data, device=torch.device("cuda"))
+    results = list(fitting)
+    assert fitting.stepper is not None
+    return results, {name: value.cpu() for name, value in fitting.model.state_dict().items()}, fitting.stepper
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_recorded_training_is_the_training(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Over a drop of the rate, and with a last batch of another size."""
+    config = tiny_config(optimizer=optimizer, batch_size=8, clip_norm=1.0, precision="fp32")
+    recorded, weights, stepper = trained(config, tiny_data)
+    assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
+    monkeypatch.setenv(SWITCH, "0")
+    plain, expected, _ = trained(config, tiny_data)
+    for one, other in zip(recorded, plain, strict=True):
+        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_cannot_be_recorded_is_trained_all_the_same(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asks(TinyNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.sum().item() == x.sum().item()  # waits for the device
+            return super().forward(x)
+
+    monkeypatch.setattr(models, "build", lambda *_, **__: Asks(2, 3))
+    results, _, stepper = trained(tiny_config(batch_size=8), tiny_data)
+    assert len(results) == 4 and isinstance(stepper, GraphStepper)
+    assert stepper.problem and not stepper._recorded
