@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,7 +135,7 @@ def compare(
 
     Args:
         study: The study's name, or its folder.
-        output: Folder for compare.html and compare.csv; default: the study's, or this one where the study is in a bucket.
+        output: Folder for compare.html and compare.csv; default: the study's, or its bucket.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
         json: Print JSON.
     """
@@ -145,10 +147,11 @@ def compare(
     comparison = compared(found)
     if not json:
         print_comparison(comparison, _console())
-    paths = write(comparison, output or (Path.cwd() if found.bucket else found.folder))
+    paths = write(comparison, output or found.folder)
+    written = [found.keep(path) for path in paths]
     if json:
         return _print_json({**to_json(comparison), "files": [str(path) for path in paths]})
-    print("".join(f"\nwritten: {path}" for path in paths).lstrip())
+    print("\n".join(f"written: {where}" for where in written))
 
 
 def curves(
@@ -163,16 +166,16 @@ def curves(
     Args:
         study: The study's name, or its folder.
         trials: Numbers of the trials to draw; default: the best three.
-        output: Picture to write, .png, .svg or .pdf; default: curves.png in the study's folder; here if it is in a bucket.
+        output: Picture to write, .png, .svg or .pdf; default: curves.png in the study's folder or bucket.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.curves import draw
     from medtune.results import SYNTHETIC, load_study
 
     found = load_study(study, storage)
-    path = output or (Path.cwd() if found.bucket else found.folder) / "curves.png"
+    path = output or found.folder / "curves.png"
     drawn = draw(found, trials, path)
-    print(f"trials {', '.join(map(str, drawn))} drawn: {path}")
+    print(f"trials {', '.join(map(str, drawn))} drawn: {found.keep(path)}")
     if found.record["synthetic"]:
         print(SYNTHETIC)
 
@@ -405,6 +408,7 @@ def main(argv: list[str] | None = None) -> int:
         commands = commands[args.pop(0)]
     flat = {name: _group(name) if isinstance(command, dict) else command for name, command in commands.items()}
     try:
+        _require_output_here(args)
         status = tyro.extras.subcommand_cli_from_dict(flat, args=args, prog=prog)
     except MedtuneError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -415,6 +419,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status or 0
+
+
+def _require_output_here(args: Sequence[str]) -> None:
+    """Raises ConfigError for an --output in a bucket, which would become a folder named `s3:` here."""
+    for name, value in pairwise([part for arg in args for part in arg.split("=", 1)]):
+        if name in ("-o", "--output") and "://" in value:
+            raise ConfigError(f"{name} must be a place on this machine, got {value!r}: write here, then copy it there")
 
 
 def _group(name: str) -> Any:

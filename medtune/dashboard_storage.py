@@ -1,15 +1,19 @@
 """A study's ledger as Optuna's dashboard sees it: live, in readable words, with pictures, and not to be written to.
 
 The driver alone writes the ledger, so nothing is attached to it: what is shown beyond it is added on the way to the
-dashboard, and pictures are drawn from a trial's predictions when somebody looks at them.
+dashboard, and pictures are drawn from a trial's predictions when somebody looks at them. A ledger in a bucket is fetched
+again while somebody looks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
 import json
+import threading
+import time
 from collections.abc import Container
 from typing import Any, BinaryIO
 
@@ -26,8 +30,11 @@ from medtune.predictions import FILE
 from medtune.results import SYNTHETIC, Study, driver_alive, predicted
 from medtune.search.conductor import attempt_folder
 from medtune.search.ledger import Row, row_of
+from medtune.storage import reading
 from medtune.storage.home import LEDGER
 
+AGAIN = 10.0
+"""Seconds after which a ledger in a bucket is fetched again."""
 REFUSED = "medtune dashboard only shows a study: its ledger is written by the study's driver alone"
 _KINDS = tuple(PICTURES)
 
@@ -44,9 +51,12 @@ class ShownLedger(JournalStorage):
         self.study = study
         self._shown: dict[int, FrozenTrial] = {}
         """Finished trials, which do not change."""
+        self._lock = threading.Lock()
+        self._running, self._fetched = study.running, time.monotonic()
         super().__init__(_LedgerToRead(str(study.folder / LEDGER)))
 
     def get_all_studies(self) -> list[FrozenStudy]:
+        self._driven()  # by which a ledger in a bucket is brought here
         return [self._about(study) for study in super().get_all_studies()]
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
@@ -72,7 +82,18 @@ class ShownLedger(JournalStorage):
         return row_of(super().get_trial(self.get_trial_id_from_study_id_trial_number(study._study_id, number)))
 
     def _driven(self) -> bool:
-        return self.study.running if self.study.bucket else driver_alive(self.study.folder)
+        """Whether somebody drives the study."""
+        bucket = self.study.bucket
+        if bucket is None:
+            return driver_alive(self.study.folder)
+        with self._lock:
+            if time.monotonic() - self._fetched >= AGAIN:
+                # A bucket that does not answer leaves what is shown as it is.
+                with contextlib.suppress(StudyError):
+                    reading.fetch_again(bucket)
+                    self._running = reading.driven(bucket)
+                self._fetched = time.monotonic()
+            return self._running
 
     def _about(self, study: FrozenStudy) -> FrozenStudy:
         shown = copy.copy(study)

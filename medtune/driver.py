@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -28,6 +29,9 @@ from medtune.record import read_json, write_json
 
 RECORD = "driver.json"
 LOG = "driver.log"
+
+Outcome = Callable[[Path, bool], tuple[int, str]]
+"""What a driver that came to its end has to say of the study in a folder: see `best_trial`."""
 
 
 class LooseStream(io.TextIOBase):
@@ -82,14 +86,31 @@ def outliving_client() -> Any:
         signal.signal(signal.SIGHUP, old)
 
 
+def best_trial(folder: Path, show: bool) -> tuple[int, str]:
+    """The outcome of a study that has ended: exit status and the best trial in words; `show`: print all of it as well."""
+    from medtune.results import best, load_study, print_outcome
+
+    if show:
+        print_outcome(folder)
+    try:
+        answer = best(load_study(str(folder)))
+    except StudyError as none:
+        return 1, str(none)
+    except OSError as error:
+        return 0, f"the best could not be read back: {error}"
+    trial = answer["trials"][0]
+    return 0, f"best: trial {trial['number']}, {answer['ranked_by']} {trial['ranked_value']:.4f}"
+
+
 class DriverRecord:
     """A driver's word of itself, from its start to its end; a context manager round its work.
 
     `log`: where its lines go as well, on a cluster; None elsewhere. However the work ends, `driver.json` says so.
     """
 
-    def __init__(self, folder: Path, *, on_cluster: bool) -> None:
+    def __init__(self, folder: Path, *, on_cluster: bool, outcome: Outcome = best_trial) -> None:
         self.folder = folder
+        self._found = outcome
         self.log: TextIO | None = None
         self._on_cluster = on_cluster
         self._record: dict[str, Any] = {}
@@ -123,31 +144,35 @@ class DriverRecord:
 
     def _outcome(self, error: BaseException | None) -> tuple[str, int, str]:
         if error is None:
-            return ("ended", *self._found())
+            with contextlib.redirect_stdout(self.log) if self.log else contextlib.nullcontext():
+                return ("ended", *self._found(self.folder, self.log is not None))
         if isinstance(error, KeyboardInterrupt):
             return "stopped", 130, "the same command goes on from here"
         if isinstance(error, MedtuneError):
             return "failed", 2, str(error)
         return "crashed", 1, f"{type(error).__name__}: {error}"
 
-    def _found(self) -> tuple[int, str]:
-        from medtune.results import best, load_study, print_outcome
-
-        if self.log:
-            with contextlib.redirect_stdout(self.log):
-                print_outcome(self.folder)
-        try:
-            answer = best(load_study(str(self.folder)))
-        except StudyError as none:
-            return 1, str(none)
-        except OSError as error:
-            return 0, f"the best could not be read back: {error}"
-        trial = answer["trials"][0]
-        return 0, f"best: trial {trial['number']}, {answer['ranked_by']} {trial['ranked_value']:.4f}"
-
     def _write(self, **values: Any) -> None:
         self._record |= values
         write_json(self.folder / RECORD, self._record)
+
+
+def add_outcome(folder: Path, message: str, show: Callable[[], object]) -> list[Path]:
+    """What came of a study after its driver ended, into the driver's record and, where that is on this machine, its log.
+
+    Returns the files that were written. Raises OSError.
+    """
+    record = read_json(folder / RECORD)
+    if record is None:
+        return []
+    write_json(folder / RECORD, {**record, "message": message})
+    log = Path(record["log"] or "-")
+    if record["host"] != socket.gethostname() or not log.exists():
+        return [folder / RECORD]
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        show()
+        print(f"--- {message}")
+    return [folder / RECORD, log]
 
 
 def last_driver(folder: Path, running: bool) -> dict[str, Any] | None:

@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def some(count: int, what: str) -> str:
+    """`1 trial`, `3 trials`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def seconds_of(row: Row) -> float:
     """Time a trial has taken, all attempts together."""
     return float(sum(row.latest.get("seconds", {}).values()))

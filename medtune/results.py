@@ -29,7 +29,7 @@ from medtune.search.ledger import Ledger, Row
 from medtune.storage import reading
 from medtune.storage.bucket import Bucket, is_bucket
 from medtune.storage.home import storage_root, study_names
-from medtune.storage.lease import is_driven
+from medtune.storage.patience import reason
 from medtune.usage import read_usage
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ class Study:
     def where(self) -> str:
         """Where it is kept."""
         return self.bucket.uri if self.bucket else str(self.folder)
+
+    def keep(self, path: Path) -> str:
+        """Where a file is that was written, in words; one below `folder` is in the study's bucket then, if it has one.
+
+        Raises StudyError when the bucket does not take it.
+        """
+        if self.bucket is None or not path.is_relative_to(self.folder):
+            return str(path)
+        key = path.relative_to(self.folder).as_posix()
+        try:
+            self.bucket.upload(path, key)
+        except OSError as error:
+            raise StudyError(f"cannot bring {path} into {self.where}: {reason(error)}") from None
+        return f"{self.where}/{key} (here: {path})"
 
     def state(self, row: Row) -> str:
         """The row's state in the user's words: an unfinished trial that nobody trains is WAITING."""
@@ -101,7 +115,7 @@ def _read(folder: Path) -> Study:
     # A study that was stopped before its first trial has an empty ledger or none.
     rows = Ledger.read(journal).rows() if journal.exists() and journal.stat().st_size else []
     bucket = reading.bucket_of(folder)
-    return Study(folder, record, rows, is_driven(bucket) if bucket else driver_alive(folder), bucket)
+    return Study(folder, record, rows, reading.driven(bucket) if bucket else driver_alive(folder), bucket)
 
 
 def driver_alive(folder: Path) -> bool:
@@ -266,9 +280,17 @@ def checkpoint(study: Study, row: Row) -> Path | None:
     return best_file(attempt_folder(study.folder / "trials", row.number, row.attempt) / "checkpoints")
 
 
-def sheets_folder(folder: Path, number: int) -> Path:
-    """Where a trial's Grad-CAM sheets lie below `folder`: of the study's, the page shows them."""
-    return folder / "gradcam" / f"trial-{number:04d}"
+def sheets_folder(study: Study, number: int) -> Path:
+    """Where a trial's Grad-CAM sheets lie for the page to show them."""
+    return study.folder / "gradcam" / f"trial-{number:04d}"
+
+
+def sheets(study: Study, number: int) -> list[Path]:
+    """The Grad-CAM sheets that were drawn of a trial."""
+    folder = sheets_folder(study, number)
+    if study.bucket:
+        reading.fetch_folder(study.folder, study.bucket, str(folder.relative_to(study.folder)))
+    return sorted(folder.glob("*.png"))
 
 
 def best(study: Study, by: str | None = None, top: int = 1) -> dict[str, Any]:
@@ -337,8 +359,7 @@ def print_outcome(folder: Path) -> bool:
     # As it can be typed here: an environment that is not activated is not on the path.
     medtune = "medtune" if shutil.which("medtune") else os.path.relpath(Path(sys.executable).with_name("medtune"))
     print(f"next: {medtune} best {study.name}{at} --top 3\n      {medtune} trials {study.name}{at}")
-    if study.record.get("planned"):
-        print(f"      {medtune} compare {study.name}{at}")
+    print(f"      {medtune} {'compare' if study.record.get('planned') else 'choose'} {study.name}{at}")
     return True
 
 

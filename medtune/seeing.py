@@ -20,8 +20,8 @@ def dashboard(study: tyro.conf.Positional[str], *, port: int = 8080, storage: st
 
     found = load_study(study, storage)
     with listen(found, port) as server:
-        copy = f" (a copy of {found.where} as it is now)" if found.bucket else ""
-        print(f"study {found.name}{copy}: http://{server.server_name}:{server.server_port}/  Ctrl-C ends this", flush=True)
+        where = f" in {found.where}" if found.bucket else ""
+        print(f"study {found.name}{where}: http://{server.server_name}:{server.server_port}/  Ctrl-C ends this", flush=True)
         if found.record["synthetic"]:
             print(SYNTHETIC)
         with contextlib.suppress(KeyboardInterrupt):

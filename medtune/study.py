@@ -12,7 +12,7 @@ from medtune.config import StudyConfig
 from medtune.data import PairData, load_pair
 from medtune.data.pack import open_pack
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
-from medtune.driver import DriverRecord
+from medtune.driver import DriverRecord, Outcome, best_trial
 from medtune.errors import ConfigError, DataMissing, StorageFault, StudyError, unknown
 from medtune.launch import PACKED, cluster_address, launch
 from medtune.progress import Progress
@@ -25,6 +25,7 @@ from medtune.storage.home import LEDGER, Home, home_of, storage_root, study_name
 from medtune.storage.lease import Replaced
 from medtune.storage.patience import held
 from medtune.usage import read_usage
+from medtune.wandb_sweep import note_over
 from medtune.wandb_sync import Uploader
 
 
@@ -38,10 +39,13 @@ def study_name(config: StudyConfig, script: str) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def run_study(config: StudyConfig, definition: Definition, trainable: type | None = None) -> Path:
+def run_study(
+    config: StudyConfig, definition: Definition, trainable: type | None = None, outcome: Outcome = best_trial
+) -> Path:
     """Start the study or go on with it, until it has as many trials as asked. Returns the study's folder.
 
-    `trainable`: what trains instead of `MedtuneTrial`; benchmarks and tests play trials with it.
+    `trainable`: what trains instead of `MedtuneTrial`; benchmarks and tests play trials with it. `outcome`: what the
+    driver's record says of a study that came to its end.
 
     Raises ConfigError, DataError or StudyError before anything is started; KeyboardInterrupt after a clean stop.
     """
@@ -59,7 +63,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         _no_trace_if_refused(home),
         home.driven(progress.say),
         held(home.patience),
-        DriverRecord(home.folder, on_cluster=on_cluster) as driver,
+        DriverRecord(home.folder, on_cluster=on_cluster, outcome=outcome) as driver,
     ):
         progress.log = driver.log
         check_same_study(home.folder, name, config, definition, data)
@@ -78,7 +82,7 @@ def run_study(config: StudyConfig, definition: Definition, trainable: type | Non
         )
         with home.begun():
             progress.begin(conductor, [*starts, *conductor.recover()])
-            if len([row for row in conductor.rows.values() if row.finished]) < config.trials:
+            if len(_finished(conductor)) < config.trials:
                 _run(home, config, conductor, definition, progress, trainable)
         progress.end(read_usage(home.folder))
     return home.folder
@@ -122,6 +126,7 @@ def _run(
 ) -> None:
     """Launch what is left, with the uploader beside it."""
     uploader = Uploader(home.folder, config.wandb, say=progress.say, where=home.where, project=config.wandb_project)
+    note_over(home.folder, False)
     uploader.start()
     progress.say(f"  {uploader.describe()}")
     patience = 3.0
@@ -129,12 +134,17 @@ def _run(
         with kept_up(home), progress:
             launch(home.folder, config, conductor, definition, progress, trainable, home)
         patience = 20.0
+        note_over(home.folder, config.wandb != "off" and len(_finished(conductor)) >= config.trials)
     finally:
         with contextlib.suppress(OSError):
             home.fetch_wandb()
         report = uploader.stop(patience)
     if config.wandb == "auto" and (report.uploaded or report.left):
         progress.say(report.describe())
+
+
+def _finished(conductor: Conductor) -> list[Row]:
+    return [row for row in conductor.rows.values() if row.finished]
 
 
 @contextlib.contextmanager

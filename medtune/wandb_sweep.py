@@ -2,15 +2,17 @@
 
 W&B's own agents tell a run its sweep before it starts. Here the sweep may come into being after the run: files are written
 offline, perhaps without a key. So a run's file says nothing of it, and each upload is followed by a call that attaches the
-run; the uploads themselves neither wait for the sweep nor fail with it.
+run; the uploads themselves neither wait for the sweep nor fail with it. When the study has ended and all its runs are there,
+the sweep is finished, as `wandb sweep --stop` does it; trials that are added later set it running again (`--resume`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,14 +24,20 @@ from medtune.wandb_env import Account, TrackingError, app_url, ask
 from medtune.wandb_files import RunFile
 
 FILE = "sweep.json"
+OVER = "over.json"
+"""Whether the study has as many trials as were asked for, all ended."""
 AGAIN_SECONDS = 300.0
 """Until a server that refused the sweep is asked again."""
 
 _UPSERT_SWEEP = """
 mutation UpsertSweep($config: String, $entity: String, $project: String) {
   upsertSweep(input: {config: $config, entityName: $entity, projectName: $project}) {
-    sweep { name project { name entity { name } } }
+    sweep { id name project { name entity { name } } }
   }
+}"""
+_SET_STATE = """
+mutation UpsertSweepState($id: ID, $state: String, $entity: String, $project: String) {
+  upsertSweep(input: {id: $id, state: $state, entityName: $entity, projectName: $project}) { sweep { name } }
 }"""
 _ATTACH = """
 mutation AttachRun($name: String, $entity: String, $project: String, $sweep: String) {
@@ -45,6 +53,9 @@ class Sweep:
     entity: str
     project: str
     id: str
+    node: str = ""
+    """The server's own name for it, which its state is set by."""
+    finished: bool = False
 
     @property
     def url(self) -> str:
@@ -91,11 +102,38 @@ def register(account: Account, study: Path, project: str, entity: str | None) ->
     answer = ask(account, _UPSERT_SWEEP, given)
     try:
         made = answer["upsertSweep"]["sweep"]
-        sweep = Sweep(account.url, made["project"]["entity"]["name"], made["project"]["name"], made["name"])
+        entity, project = made["project"]["entity"]["name"], made["project"]["name"]
+        sweep = Sweep(account.url, entity, project, made["name"], made.get("id", ""))
     except (KeyError, TypeError):
         raise TrackingError(f"{account.url} registers no sweep") from None
     write_json(study / "wandb" / FILE, asdict(sweep))
     return sweep
+
+
+def set_finished(account: Account, study: Path, sweep: Sweep, finished: bool) -> Sweep:
+    """Say that the sweep is finished, or runs again; returns it as it then is. Raises TrackingError."""
+    state = "FINISHED" if finished else "RUNNING"
+    given = {"id": sweep.node, "state": state, "entity": sweep.entity, "project": sweep.project}
+    if not ask(account, _SET_STATE, given).get("upsertSweep"):
+        raise TrackingError(f"{account.url} does not set its sweep {state}")
+    sweep = replace(sweep, finished=finished)
+    write_json(study / "wandb" / FILE, asdict(sweep))
+    return sweep
+
+
+def note_over(study: Path, over: bool) -> None:
+    """Leave word of whether the study has ended, for whoever uploads its runs."""
+    folder = study / "wandb"
+    if over or (folder / OVER).exists():
+        with contextlib.suppress(OSError):  # a page of W&B's is no reason for a study to fail
+            folder.mkdir(exist_ok=True)
+            write_json(folder / OVER, {"over": over})
+
+
+def _open(study: Path, sweep: Sweep) -> bool:
+    """Whether the sweep is still to be finished."""
+    over = (read_json(study / "wandb" / OVER) or {}).get("over", False)
+    return bool(over and sweep.node and not sweep.finished)
 
 
 def attach(account: Account, sweep: Sweep, run: str) -> None:
@@ -106,7 +144,7 @@ def attach(account: Account, sweep: Sweep, run: str) -> None:
 
 
 class SweepKeeper:
-    """Registers a study's sweep and attaches its runs, in a thread of its own, one piece of work at a time."""
+    """Registers a study's sweep, attaches its runs and finishes it, in a thread of its own, one piece of work at a time."""
 
     def __init__(
         self, account: Account, study: Path, project: str, entity: str | None, emit: Callable[..., None]
@@ -122,6 +160,7 @@ class SweepKeeper:
         self._failed: set[str] = set()
         self._shown: set[str] = set()
         self._again = 0.0
+        self._left_open = False
 
     def tend(self, files: Sequence[RunFile], followed: Collection[str]) -> bool:
         """Go on with what is to be done, without waiting for it; whether something is.
@@ -131,7 +170,7 @@ class SweepKeeper:
         if self._thread is not None and self._thread.is_alive():
             return True
         todo = [file for file in files if self._wants(file, followed)]
-        if not self.known or not todo or time.monotonic() < self._again:
+        if not self.known or not (todo or self._closes(files)) or time.monotonic() < self._again:
             return False
         self._thread = threading.Thread(target=self._work, args=(todo,), daemon=True, name="sweep")
         self._thread.start()
@@ -143,6 +182,19 @@ class SweepKeeper:
         shown = file.run in followed and file.run not in self._shown
         return shown or (file.uploaded and (self.sweep is None or file.sweep != self.sweep.id))
 
+    def _closes(self, files: Sequence[RunFile]) -> bool:
+        if self.sweep is None or self._left_open or not _open(self.study, self.sweep):
+            return False
+        return all(file.uploaded for file in files if file.project == self.project)
+
+    def _set_finished(self, finished: bool) -> None:
+        assert self.sweep is not None
+        try:
+            self.sweep = set_finished(self.account, self.study, self.sweep, finished)
+        except (TrackingError, OSError) as error:
+            self._left_open = True
+            self.emit("sweep left open", why=str(error))
+
     def _work(self, files: Sequence[RunFile]) -> None:
         try:
             if self.sweep is None:
@@ -153,6 +205,10 @@ class SweepKeeper:
             self._again = time.monotonic() + AGAIN_SECONDS
             self.emit("no sweep", why=str(error))
             return
+        if not files:
+            return self._set_finished(True)
+        if self.sweep.finished:
+            self._set_finished(False)
         for file in files:
             try:
                 attach(self.account, self.sweep, file.run)
@@ -170,10 +226,10 @@ def configuration_of(study: Path) -> dict[str, Any] | None:
     return configuration(record) if record else None
 
 
-def unattached(study: Path, files: Sequence[RunFile], server: str) -> bool:
-    """Whether runs that were uploaded are in no sweep yet."""
+def untended(study: Path, files: Sequence[RunFile], server: str) -> bool:
+    """Whether runs that were uploaded are in no sweep yet, or the sweep of a study that has ended is not finished."""
     if not files or configuration_of(study) is None:
         return False
     sweep = read_sweep(study, server, files[0].project)
     ours = [file for file in files if file.uploaded and file.project == files[0].project]
-    return any(sweep is None or file.sweep != sweep.id for file in ours)
+    return any(sweep is None or file.sweep != sweep.id for file in ours) or (sweep is not None and _open(study, sweep))

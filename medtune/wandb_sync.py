@@ -31,7 +31,7 @@ from medtune.wandb_env import (
     user_says_offline,
 )
 from medtune.wandb_files import run_files
-from medtune.wandb_sweep import unattached
+from medtune.wandb_sweep import untended
 
 SILENCE_SECONDS = 300.0
 """`sync` gives up on its process after this long without a word from it: a run may take 180 s."""
@@ -56,6 +56,8 @@ class SyncReport:
     """The address of the study's sweep."""
     no_sweep: str | None = None
     """Why there is none, or not all runs are in it."""
+    left_open: str | None = None
+    """Why it is not finished, though the study is over."""
     problem: str | None = None
     """What stood in the way of all of them."""
 
@@ -75,6 +77,8 @@ class SyncReport:
             lines.append(f"  the study's sweep: {self.sweep}")
         if self.no_sweep:
             lines.append(f"  not all runs are in the study's sweep, which changes nothing in them: {self.no_sweep}")
+        if self.left_open:
+            lines.append(f"  its page still says that it runs: {self.left_open}")
         if self.problem:
             lines.append(f"  {self.problem}")
         lines += [f"  {run}: {why}" for run, why in sorted(self.failed.items()) if run in self.left]
@@ -100,7 +104,7 @@ def sync(study_folder: Path, say: Say = print, where: str | None = None) -> Sync
         raise TrackingError(f"no W&B runs in {study_folder / 'wandb'}: the study was run with --wandb off")
     report = SyncReport(where or str(study_folder))
     todo = sum(not file.uploaded for file in files)
-    if not todo and not unattached(study_folder, files, account.url):
+    if not todo and not untended(study_folder, files, account.url):
         return report
     if todo:
         say(f"W&B: {_runs(todo)} to upload to {account.url}")
@@ -298,6 +302,8 @@ def _take(event: dict[str, Any], report: SyncReport) -> None:
         report.sweep, report.no_sweep = event["url"], None
     elif kind == "no sweep":
         report.no_sweep = event["why"]
+    elif kind == "sweep left open":
+        report.left_open = event["why"]
     elif kind == "reached":
         report.problem = None
     elif kind == "end":

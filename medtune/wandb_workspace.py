@@ -26,7 +26,7 @@ def save_workspace(study: Study) -> str:
         raise TrackingError(f"no W&B key for {base_url()}. {how_to_log_in()} Then `medtune wandb {study.where}`.")
     files = run_files(study.folder)
     if not files:
-        raise StudyError(f"no W&B runs in {study.folder / 'wandb'}: it was run with --wandb off, or has no trials yet")
+        raise StudyError(f"no W&B runs in {study.where}/wandb: it was run with --wandb off, or has no trials yet")
     check(account)
     project = files[0].project
     entity = os.environ.get("WANDB_ENTITY") or (ask(account, _VIEWER).get("viewer") or {}).get("entity")

@@ -11,7 +11,7 @@ import pytest
 from medtune.record import write_json
 from medtune.search.space import Choice, Dimension, Following, Listed, Milestones, Real, SearchSpace, Whole
 from medtune.wandb_space import parameters
-from medtune.wandb_sweep import configuration
+from medtune.wandb_sweep import configuration, note_over
 from medtune.wandb_sync import Uploader, sync
 from tests.support.fake_wandb import FakeWandb
 from tests.support.wandb_home import KEY, isolate
@@ -106,14 +106,6 @@ class TestSync:
         calls = len(server.requests)
         assert sync(study, quiet).ok and len(server.requests) == calls
 
-    def test_a_later_trial_goes_into_the_same_sweep(self, server, study, nobody):
-        sync(study, quiet)
-        play(study, 2)
-        nobody.setenv("WANDB_BASE_URL", server.url)
-        nobody.setenv("WANDB_API_KEY", KEY)
-        sync(study, quiet)
-        assert list(server.sweeps) == ["sweep1"] and sweeps_of(server)["st-1-0002"] == "sweep1"
-
     def test_what_the_page_draws_is_in_the_runs(self, server, study):
         sync(study, quiet)
         run, config = server.runs["st-1-0000"], server.sweeps["sweep1"]
@@ -128,6 +120,24 @@ class TestSync:
         server.mode = "ok"
         report = sync(study, quiet)
         assert report.uploaded == [] and set(sweeps_of(server).values()) == {"sweep1"}
+
+    def test_the_sweep_is_finished_with_the_study_and_takes_a_later_trial(self, server, study, nobody):
+        sync(study, quiet)
+        assert server.sweeps["sweep1"]["state"] == "PENDING", "a study that may go on"
+        note_over(study, True)
+        server.mode = "no-states"
+        report = sync(study, quiet)
+        assert report.ok and "still says that it runs: " in report.describe() and "not for you" in report.left_open
+        server.mode = "ok"
+        assert sync(study, quiet).ok and server.sweeps["sweep1"]["state"] == "FINISHED"
+        calls = len(server.requests)
+        assert sync(study, quiet).ok and len(server.requests) == calls
+        note_over(study, False)
+        play(study, 2)
+        nobody.setenv("WANDB_BASE_URL", server.url)
+        nobody.setenv("WANDB_API_KEY", KEY)
+        assert sync(study, quiet).uploaded == [2] and sweeps_of(server)["st-1-0002"] == "sweep1"
+        assert list(server.sweeps) == ["sweep1"] and server.sweeps["sweep1"]["state"] == "RUNNING"
 
     @pytest.mark.slow
     def test_another_server_has_a_sweep_of_its_own(self, server, study, nobody):
@@ -161,8 +171,10 @@ class TestUploader:
     @pytest.mark.parametrize("mode", ["no-sweeps", "ok"])
     def test_what_has_ended_is_uploaded_at_the_end_with_or_without_a_sweep(self, server, study, mode):
         server.mode = mode
+        note_over(study, True)
         uploader = Uploader(study, say=quiet, project="proj")
         uploader.start()
         report = uploader.stop(20)
         assert report.ok and sorted(report.uploaded) == [0, 1], report.describe()
         assert set(sweeps_of(server).values()) == ({"sweep1"} if mode == "ok" else {None})
+        assert [sweep["state"] for sweep in server.sweeps.values()] == (["FINISHED"] if mode == "ok" else [])

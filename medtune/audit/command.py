@@ -87,10 +87,9 @@ def _of_study(
     record = kept_audit(data, threshold, _say)
     try:
         write(found.folder, record, data, found.record["settings"]["external_limit"])
-        if found.bucket:
-            found.bucket.upload(found.folder / FILE, FILE)
     except OSError as error:
-        raise StudyError(f"cannot write the verdict into {found.where}: {reason(error)}") from None
+        raise StudyError(f"cannot write the verdict into {found.folder}: {reason(error)}") from None
+    found.keep(found.folder / FILE)
     return data, record
 
 

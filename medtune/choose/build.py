@@ -8,12 +8,12 @@ from typing import Any
 
 from medtune.audit import sentence, verdict_of
 from medtune.choose.deployed import NEVER, decision
-from medtune.choose.hindsight import correlations
+from medtune.choose.hindsight import RUNS, correlations
 from medtune.choose.ranking import LEVEL, Compared, Finalist, compare, finalists_of
 from medtune.choose.stage import NAME, STAGES, Stage, settings_of
 from medtune.evidence.threshold import Rule
 from medtune.models.cost import cost
-from medtune.progress import brief
+from medtune.progress import brief, some
 from medtune.results import OPTIMISTIC, Study, metric, optimistic, trial_config
 from medtune.search.conductor import attempt_folder, minimised
 from medtune.search.ledger import Row
@@ -54,12 +54,12 @@ def choice(study: Study, stage: Stage, trials: Sequence[Row], by: str, rule: Rul
             _described(study, one, by, rank, against)
             for rank, (one, against) in enumerate(zip(ranked, _padded(compared, len(ranked)), strict=True), 1)
         ],
-        "chosen": {"trial": first.trial.number, "run": run, "why": _why(study, first, tied, by)},
+        "chosen": {"trial": first.trial.number, "run": run, "why": _why(study, first, tied, by, len(ranked))},
         "ties": _ties(study, first, tied, compared),
         **found,
         "correlations": [
             *correlations(study.rows, "the study's trials"),
-            *correlations(stage.study.rows, "the finalists' runs"),
+            *correlations(stage.study.rows, RUNS),
         ],
         "cautions": _cautions(study, ranked, stage, by, found),
     }
@@ -110,8 +110,9 @@ def _named(study: Study, one: Finalist) -> str:
     return f"trial {one.trial.number} ({brief(settings_of(study, one.trial))})"
 
 
-def _why(study: Study, first: Finalist, tied: Sequence[Finalist], by: str) -> str:
-    words = f"best mean {by} over {len(first.runs)} fresh seeds"
+def _why(study: Study, first: Finalist, tied: Sequence[Finalist], by: str, finalists: int) -> str:
+    seeds = some(len(first.runs), "fresh seed")
+    words = f"best mean {by} over {seeds}" if finalists > 1 else f"the only finalist, trained again from {seeds}"
     if not tied:
         return words
     words += ", though tied: the first by the mean is taken"
@@ -130,9 +131,12 @@ def _ties(study: Study, first: Finalist, tied: Sequence[Finalist], compared: Seq
     if not tied:
         return None
     names = " and ".join(_named(study, one) for one in tied)
-    corrected = f", corrected for {len(compared)} comparisons" if len(compared) > 1 else ""
-    both = f"both tests, over images and over seeds, at p {LEVEL}{corrected}"
-    return f"{names}: not told apart from trial {first.trial.number} by {both}"
+    pairs = len(compared) * (len(compared) + 1) // 2
+    corrected = f", corrected for {pairs} comparisons" if pairs > 1 else ""
+    tests = "both tests, over images and over seeds,"
+    if all(against.seeds is None for against in compared):
+        tests = "the test over images (a single seed allows none over seeds)"
+    return f"{names}: not told apart from trial {first.trial.number} by {tests} at p {LEVEL}{corrected}"
 
 
 def _cautions(
@@ -148,7 +152,8 @@ def _cautions(
             causes = "; ".join(sorted({str(row.cause) for row in one.failed}))
             words.append(f"trial {one.trial.number}: {len(one.failed)} of its runs were not trained to the end ({causes})")
     if len(stage.seeds) < FEW_SEEDS:
-        words.append(f"{len(stage.seeds)} seeds say little about how much a training varies: --seeds 5 is the default")
+        said = "one seed says" if len(stage.seeds) == 1 else f"{len(stage.seeds)} seeds say"
+        words.append(f"{said} little about how much a training varies: --seeds 5 is the default")
     if study.running:
         words.append("the study was still running: better trials may come")
     if found["threshold"] and found["threshold"]["value"] == NEVER:

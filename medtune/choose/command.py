@@ -70,8 +70,9 @@ def make(
     from medtune.choose.build import choice
     from medtune.choose.deployed import rule_of
     from medtune.choose.ranking import require_rankable
-    from medtune.choose.record import write_choice
-    from medtune.choose.stage import finalists, fresh_seeds, train
+    from medtune.choose.record import mention, write_choice
+    from medtune.choose.show import print_choice
+    from medtune.choose.stage import finalists, fresh_seeds, note, train
     from medtune.record import plain
     from medtune.results import load_study, predicted
 
@@ -84,4 +85,5 @@ def make(
     stage = train(study, trials, fresh_seeds(study, seeds), means, trainable)
     chosen = plain(choice(study, stage, trials, by, rule))
     write_choice(study, chosen)
+    note(stage, f"chosen: {mention(study)}", lambda: print_choice(chosen))
     return chosen

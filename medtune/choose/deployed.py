@@ -61,7 +61,7 @@ def figures_of(split: Predicted, temperature: float, at: float | None) -> dict[s
     raw, cooled = metrics.softmax(split.logits), calibrated(split.logits, temperature)
     return {
         "n": len(split.labels),
-        "argmax": _plain(classified(cooled, split.labels)),
+        "argmax": _plain(classified(raw, split.labels)),  # as cooled, but for what rounding makes equal
         "at_threshold": None if at is None else _plain(classified(cooled, split.labels, at)),
         "before": _plain(calibration_figures(raw, split.labels)),
         "after": _plain(calibration_figures(cooled, split.labels)),

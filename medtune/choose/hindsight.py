@@ -15,24 +15,30 @@ METRICS = ("val/loss", "val/auc", "val_shift/loss", "val_shift/auc")
 WITH = "external/auc"
 ENOUGH = 5
 """Fewer trainings say nothing about an order."""
+RUNS = "the finalists' runs"
+USES = "uses external labels: evidence for the next study, not for this choice"
 
 
-def correlations(rows: Sequence[Row], over: str) -> list[dict[str, Any]]:
-    """Spearman's rho of each selection metric with `WITH` over trainings that came to their end; `over` names them."""
+def correlations(
+    rows: Sequence[Row], over: str, external: str = WITH, metrics: Sequence[str] = METRICS
+) -> list[dict[str, Any]]:
+    """Spearman's rho of each selection metric with an external figure over the rows trained to the end; `over` names them.
+
+    It is 1 where the better by the metric is always the better there: losses are turned round.
+    """
     complete = [row for row in rows if row.state == "COMPLETE"]
-    external = [_or_nan(row, WITH) for row in complete]
+    there = _values(complete, external)
     return [
         {
             "selection": name,
-            "with": WITH,
+            "with": external,
             "over": over,
-            **rank_correlation([_or_nan(row, name) for row in complete], external)._asdict(),
-            "less_is_better": minimised(name),
+            **rank_correlation([-x if minimised(name) else x for x in _values(complete, name)], there)._asdict(),
         }
-        for name in METRICS
+        for name in metrics
     ]
 
 
-def _or_nan(row: Row, name: str) -> float:
-    value = metric(row, name)
-    return math.nan if value is None else value
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    found = (metric(row, name) for row in rows)
+    return [math.nan if value is None else value for value in found]

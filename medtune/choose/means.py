@@ -20,6 +20,10 @@ class Means:
     """GPUs a training reserves, several for one process each; none: one where there is a GPU, else 0."""
     share_gpus: bool = False
     """Let small trainings have a GPU together, each its part by what was measured of its need."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints of a training; 0: after every epoch."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less GPU memory, the same figures, more time."""
     storage_patience: float = 300.0
     """Seconds to wait for storage that is full, read-only or gone, before the stage stops."""
     data_dir: Path | None = None

@@ -1,14 +1,16 @@
 """Finalists in order: the mean over fresh seeds with its interval, and whether the first can be told from the others.
 
 Two things may make a difference by chance: the images that val happens to hold, and the seeds. So a finalist is tied with
-the first unless both tests tell them apart at 0.05, each corrected (Holm) for the number of finalists compared: over the
-images, DeLong's or a paired bootstrap on the probabilities averaged over the seeds; over the seeds, Welch's.
+the first unless both tests tell them apart at 0.05: over the images, DeLong's or a paired bootstrap of the mean over the
+seeds; over the seeds, Welch's. Each is corrected (Holm) for all pairs of finalists: the first is compared because it came
+out best, so any two could have been the pair that differs most.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,6 @@ from medtune.choose.stage import Stage, value_of
 from medtune.data.shifts import SHIFTS
 from medtune.errors import ConfigError, StudyError, unknown
 from medtune.evidence.comparison import delong, holm, paired_bootstrap
-from medtune.evidence.intervals import value_of as figure_of
 from medtune.metrics import Array
 from medtune.predictions import Predictions
 from medtune.results import predicted
@@ -65,8 +66,10 @@ class Finalist:
         return float(self.mean - half), float(self.mean + half)
 
     def probs(self, split: str) -> Array:
-        """Probabilities (N, K) of a split's images, averaged over the seeds."""
-        return np.mean([metrics.softmax(found[split].logits) for found in self.predictions], axis=0)
+        """Probabilities (S, N, K) of a split's images: of each run, and of `val_shift` each shift of each run."""
+        copies = len(SHIFTS) if split == "val_shift" else 1
+        each = (np.split(metrics.softmax(found[split].logits), copies) for found in self.predictions)
+        return np.stack([part for parts in each for part in parts])
 
 
 def finalists_of(trials: Sequence[Row], stage: Stage, by: str) -> list[Finalist]:
@@ -80,17 +83,25 @@ def finalists_of(trials: Sequence[Row], stage: Stage, by: str) -> list[Finalist]
 
 
 def _finalist(trial: Row, rows: Sequence[Row], stage: Stage, by: str) -> Finalist:
-    values = [(row, value_of(row, by)) for row in rows]
-    runs = [row for row, value in values if value is not None]
-    found = [logits for row in runs if (logits := predicted(stage.study, row)) is not None]
-    return Finalist(
-        trial, runs, [row for row in rows if row not in runs], [value for _, value in values if value is not None], found
-    )
+    values = {row.number: value for row in rows if (value := value_of(row, by)) is not None}
+    runs = [row for row in rows if row.number in values]
+    failed = [row for row in rows if row.number not in values]
+    return Finalist(trial, runs, failed, list(values.values()), [_predicted(stage, row) for row in runs])
+
+
+def _predicted(stage: Stage, row: Row) -> Predictions:
+    found = predicted(stage.study, row)
+    if found is None:
+        raise StudyError(
+            f"run {row.number} in {stage.study.where} was trained to the end, but its predictions.npz is gone: bring it "
+            f"back from a copy, or remove {stage.study.where} to train the finalists anew"
+        )
+    return found
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A finalist against the first; p values are corrected for the number of comparisons."""
+    """A finalist against the first; p values are corrected for all pairs of finalists."""
 
     images: float
     seeds: float | None
@@ -103,12 +114,12 @@ class Compared:
 
 def compare(ranked: Sequence[Finalist], by: str) -> list[Compared]:
     """Each finalist but the first, and but those without a run, against the first, in order."""
-    first, *others = [one for one in ranked if one.runs]
-    images = holm([_over_images(first, other, by) for other in others])
-    seeds = [_over_seeds(first.values, other.values) for other in others]
-    several = [p for p in seeds if p is not None]
-    corrected = iter(holm(several))
-    return [Compared(p, None if s is None else next(corrected)) for p, s in zip(images, seeds, strict=True)]
+    trained = [one for one in ranked if one.runs]
+    images = holm(_over_images(trained, by))
+    seeds = [_over_seeds(a.values, b.values) for a, b in itertools.combinations(trained, 2)]
+    corrected = iter(holm([p for p in seeds if p is not None]))
+    both = [Compared(p, None if s is None else next(corrected)) for p, s in zip(images, seeds, strict=True)]
+    return both[: len(trained) - 1]  # the first's pairs come first
 
 
 def _over_seeds(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -119,33 +130,15 @@ def _over_seeds(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
-def _over_images(a: Finalist, b: Finalist, by: str) -> float:
+def _over_images(trained: Sequence[Finalist], by: str) -> list[float]:
+    """Of each two; an image is drawn with all its shifts."""
     split, figure = by.split("/")
     split = SPLITS.get(split, split)
-    labels, ours, theirs = a.predictions[0][split].labels, a.probs(split), b.probs(split)
-    if split == "val_shift":
-        return _over_shifted_images(ours, theirs, labels, figure)
-    if figure == "auc" and ours.shape[1] == 2:
-        return delong(ours, theirs, labels).p
-    return paired_bootstrap(_loss if figure == "loss" else figure, ours, theirs, labels).p
-
-
-def _over_shifted_images(ours: Array, theirs: Array, labels: Any, figure: str) -> float:
-    """An image is drawn with all its shifts: probs (S N, K) -> (N, S K)."""
-    count, classes = len(labels) // len(SHIFTS), ours.shape[1]
-
-    def wide(probs: Array) -> Array:
-        return probs.reshape(len(SHIFTS), count, classes).transpose(1, 0, 2).reshape(count, -1)
-
-    one_shift: Callable[[Array, Any], float | None] = (
-        _loss if figure == "loss" else lambda values, truth: figure_of(figure, values, truth)
-    )
-
-    def mean(values: Array, truth: Any) -> float:
-        parts = np.split(values, len(SHIFTS), axis=1)
-        return float(np.mean([one_shift(part, truth) for part in parts]))
-
-    return paired_bootstrap(mean, wide(ours), wide(theirs), labels[:count]).p
+    probs = [one.probs(split) for one in trained]
+    labels = trained[0].predictions[0][split].labels[: probs[0].shape[1]]
+    if figure == "auc" and probs[0].shape[2] == 2:
+        return [found.p for found in delong(probs, labels)]
+    return [found.p for found in paired_bootstrap(_loss if figure == "loss" else figure, probs, labels)]
 
 
 def _loss(probs: Array, labels: Any) -> float:

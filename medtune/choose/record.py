@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from medtune.errors import StudyError
+from medtune.progress import some
 from medtune.record import plain, read_json, write_json
 from medtune.storage.patience import reason
 
@@ -43,10 +44,10 @@ def mention(study: Study) -> str | None:
     if choice is None:
         return None
     chosen = next(one for one in choice["finalists"] if one["trial"] == choice["chosen"]["trial"])
-    words = f"trial {chosen['trial']}, {choice['by']} {chosen['mean']:.4f} over {len(chosen['runs'])} fresh seeds"
+    words = f"trial {chosen['trial']}, {choice['by']} {chosen['mean']:.4f} over {some(len(chosen['runs']), 'fresh seed')}"
     if choice["external_labels_used"]:
         words += ", CHOSEN WITH EXTERNAL LABELS"
     newer = sum(row.state == "COMPLETE" for row in study.rows) - choice["candidates"]
     if newer > 0:
-        words += f"; {newer} trials trained to the end since were not considered"
+        words += f"; not considered: {some(newer, 'trial')} trained to the end since"
     return words

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medtune.choose.hindsight import ENOUGH
+from medtune.choose.hindsight import ENOUGH, USES
 from medtune.evidence.intervals import in_words
-from medtune.progress import brief
+from medtune.progress import brief, some
 from medtune.results import GROUPS
 
 
@@ -35,12 +35,12 @@ def print_choice(choice: Mapping[str, Any]) -> None:
 
 def _print_finalists(choice: Mapping[str, Any]) -> None:
     labels = " (EXTERNAL LABELS)" if choice["external_labels_used"] else ""
-    count = f"{len(choice['finalists'])} of {choice['candidates']} trials trained to the end"
+    count = f"{len(choice['finalists'])} of {some(choice['candidates'], 'trial')} trained to the end"
     print(f"finalists by {choice['by']}{labels}, {count}:")
     for one in choice["finalists"]:
         mean = "no run was trained to the end"
         if one["mean"] is not None:
-            mean = f"mean {one['mean']:.4f}{_range(one, 4)} over {len(one['runs'])} seeds"
+            mean = f"mean {one['mean']:.4f}{_range(one, 4)} over {some(len(one['runs']), 'seed')}"
             mean += f", {one['first_value']:.4f} in the study"
         compared = ", ".join(f"p {p:.3f} ({name})" for name, p in one["p_corrected"].items() if p is not None)
         against = f"; {'tied with the first' if one['tied'] else 'worse than the first'}: {compared}" if compared else ""
@@ -65,12 +65,11 @@ def _print_figures(label: str, found: Mapping[str, Any]) -> None:
 
 
 def _print_hindsight(choice: Mapping[str, Any]) -> None:
-    print("in hindsight, rank correlations with the external test; they use external labels: for the next study, not this")
+    print(f"in hindsight, rank correlations with the external test (+1: the better is always the better there); this {USES}")
     for one in choice["correlations"]:
-        less = " (less is better)" if one["less_is_better"] else ""
         rho = "undefined" if one["rho"] is None else f"{one['rho']:+.2f}{_range(one, 2)}"
-        few = ": too few trials" if one["n"] < ENOUGH else ""
-        print(f"  {one['selection']}{less} with {one['with']}: {rho}, n {one['n']} of {one['over']}{few}")
+        few = ": too few" if one["n"] < ENOUGH else ""
+        print(f"  {one['selection']} with {one['with']}: {rho}, n {one['n']} of {one['over']}{few}")
 
 
 def _figure(name: str, value: Mapping[str, Any]) -> str:

@@ -6,13 +6,16 @@ What a study does when it is killed, its machines go or its storage fails, the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from medtune.choose.means import Means
 from medtune.config import StudyConfig, TrialConfig
 from medtune.definition import Definition
+from medtune.driver import add_outcome
 from medtune.errors import ConfigError, StudyError
 from medtune.results import Study, candidates, data_of, load_study, metric, tested_on_own_split, trial_config
 from medtune.search.ledger import Row
@@ -91,17 +94,32 @@ def train(
     plan = planned(stage.record["first"] if stage else [], settings, seeds)
     places = [[plan.index({**one, "seed": seed}) for seed in seeds] for one in settings]
     if stage is None or not _trained(stage, places):
-        config = _config(study, plan, 1 + max(map(max, places)), means)
+        config = stage_config(study, plan, 1 + max(map(max, places)), means)
         space = SearchSpace.of(plan, Listed)
         definition = Definition(
             script="choose", space=space, first=plan, planned=True, external_fallback=tested_on_own_split(study)
         )
         _require_same_data(study, config)
-        run_study(config, definition, trainable)
+        run_study(config, definition, trainable, _ended)
         stage = open_stage(study)
         assert stage is not None
     rows = {row.number: row for row in stage.rows}
     return Stage(stage, list(seeds), [[rows[number] for number in numbers] for numbers in places])
+
+
+def _ended(folder: Path, show: bool) -> tuple[int, str]:
+    """The outcome of the trainings; that of the choice is added to it (`note`)."""
+    rows = load_study(str(folder)).rows
+    whole = sum(row.state == "COMPLETE" for row in rows)
+    return 0 if whole else 1, f"{whole} of {len(rows)} trainings of finalists came to their end"
+
+
+def note(stage: Stage, message: str, show: Callable[[], object]) -> None:
+    """Leave the choice's outcome with the stage's driver, whose terminal nobody may have seen; `show` prints all of it."""
+    with contextlib.suppress(OSError):  # the choice itself is kept already
+        for path in add_outcome(stage.study.folder, message, show):
+            if stage.study.bucket:
+                stage.study.bucket.upload(path, path.name)
 
 
 def _trained(stage: Study, places: Sequence[Sequence[int]]) -> bool:
@@ -109,10 +127,11 @@ def _trained(stage: Study, places: Sequence[Sequence[int]]) -> bool:
     return ended.issuperset(number for numbers in places for number in numbers)
 
 
-def _config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -> StudyConfig:
+def stage_config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -> StudyConfig:
     """The study's own settings, but for what a plan does without: each is trained to the end, and its weights stay."""
     names = set(TrialConfig().to_dict())
-    shared = TrialConfig.from_dict({k: v for k, v in study.record["settings"].items() if k in names})
+    given = {name: value for name, value in asdict(means).items() if name in names}
+    shared = TrialConfig.from_dict({k: v for k, v in study.record["settings"].items() if k in names} | given)
     return StudyConfig(
         preset=study.record["preset"],
         name=NAME,
@@ -121,7 +140,7 @@ def _config(study: Study, plan: Sequence[Settings], trials: int, means: Means) -
         keep=len(plan),
         first_rung=1.0,
         trial=shared,
-        **asdict(means),
+        **{name: value for name, value in asdict(means).items() if name not in given},
     )
 
 

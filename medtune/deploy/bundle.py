@@ -39,17 +39,10 @@ class Bundle:
         """Read a bundle. Raises BundleError that names the file that is missing, changed or not of the bundle."""
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _plain_folder(path))
-        listed = manifest["files"]
-        for name in sorted({*found, *listed} - {MANIFEST}):
-            if name not in listed:
-                raise _changed(folder, f"{name} is not of it")
-            if name not in found:
-                raise _changed(folder, f"{name} is missing")
-            if digest_of(folder / name) != listed[name]["sha256"]:
-                raise _changed(folder, f"{name} is not what was written")
-        content = {name: _read_same(folder, name, listed[name]["sha256"]) for name in (WEIGHTS, LIKENESS)}
-        return cls(folder, manifest, content)
+        try:
+            return cls(folder, manifest, _verified(folder, manifest["files"]))
+        except OSError as error:
+            raise BundleError(f"cannot read {error.filename}: {error.strerror}") from None
 
     @property
     def version(self) -> str:
@@ -121,6 +114,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise BundleError(f"{path} is of format {manifest.get('format')}; this medtune reads format {FORMAT}")
     return manifest
+
+
+def _verified(folder: Path, listed: Mapping[str, Any]) -> dict[str, bytes]:
+    """The content of what is computed with, once every file was looked at."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _plain_folder(path)}
+    for name in sorted({*found, *listed, WEIGHTS, LIKENESS} - {MANIFEST}):
+        if name not in found:
+            raise _changed(folder, f"{name} is missing")
+        if name not in listed:
+            raise _changed(folder, f"{name} is not of it")
+        # Nothing but a file: of a pipe or a device in its place the end would be waited for.
+        if not (folder / name).is_file() or digest_of(folder / name) != listed[name]["sha256"]:
+            raise _changed(folder, f"{name} is not what was written")
+    return {name: _read_same(folder, name, listed[name]["sha256"]) for name in (WEIGHTS, LIKENESS)}
 
 
 def _own_digest(body: Mapping[str, Any]) -> str:

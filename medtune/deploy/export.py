@@ -22,7 +22,8 @@ from medtune.audit import sentence
 from medtune.cluster import facts
 from medtune.data import PairData, Split
 from medtune.deploy import card, programs
-from medtune.deploy.bundle import CARD, LIKENESS, WEIGHTS, Bundle, seal
+from medtune.deploy.bundle import CARD, LIKENESS, MANIFEST, WEIGHTS, Bundle, seal
+from medtune.deploy.elsewhere import named
 from medtune.deploy.likeness import PERCENTILE, Reference, limit_of
 from medtune.deploy.predictor import outputs
 from medtune.deploy.source import Source, images_of
@@ -32,6 +33,8 @@ from medtune.models.cost import source as source_of
 
 SAME = 1e-5
 """Most that logits may differ from the trial's own, per unit of the largest."""
+MOST_KNOWN = 10_000
+"""Training images whose features are kept at once: some thousand numbers each."""
 
 
 def export(
@@ -50,15 +53,13 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} is not empty: name a new folder with -o")
     data = images_of(source, data_dir, external_dir)
+    there = folder.exists()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if there else folder.parent))
         try:
             _fill(part, source, data, tolerance, say)
-            part.chmod(0o755)
-            for file in part.iterdir():
-                file.chmod(0o644)
-            os.replace(part, folder)
+            _put(part, folder, there)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
@@ -79,19 +80,33 @@ def _fill(part: Path, source: Source, data: PairData, tolerance: float, say: Cal
     say("comparing logits with the trial's own")
     found = {name: computed(getattr(data, name)) for name in ("val", "external")}
     checks = _checks(source, {name: logits for name, (logits, _) in found.items()}, tolerance)
-    say(f"looking at {len(data.train)} training images, to tell what is unlike them")
-    reference = Reference.of(computed(data.train)[1]).to(device)
+    known = _known(data.train)
+    say(f"looking at {len(known)} training images, to tell what is unlike them")
+    reference = Reference.of(computed(known)[1]).to(device)
     far = {name: reference.distances(features) for name, (_, features) in found.items()}
     save_file({name: tensor.contiguous() for name, tensor in source.weights.items()}, part / WEIGHTS)
     save_file({name: tensor.cpu() for name, tensor in reference.tensors().items()}, part / LIKENESS)
     say("writing programs: minutes for a model with a selective scan")
     about = {
         **_about(source, data, device, checks),
-        "likeness": _likeness(far),
+        "likeness": _likeness(far, len(known)),
         **programs.write(part, config.model, model.cpu(), config.image_size, data),
     }
     (part / CARD).write_text(card.render(about), encoding="utf-8")
     seal(part, about)
+
+
+def _put(part: Path, folder: Path, there: bool) -> None:
+    """Make a whole bundle in `part` the one in `folder`."""
+    part.chmod(0o755)
+    for file in part.iterdir():
+        file.chmod(0o644)
+    if not there:
+        os.replace(part, folder)
+        return
+    # A folder that is there may be a mount, a link or where the user is: it stays. Without its manifest it is no bundle yet.
+    for file in sorted(part.iterdir(), key=lambda file: file.name == MANIFEST):
+        os.replace(file, folder / file.name)
 
 
 def _checks(source: Source, found: dict[str, NDArray[np.float32]], tolerance: float) -> dict[str, Any]:
@@ -124,11 +139,11 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
         "trial": source.trial,
         "run": source.run,
         "why": source.why,
-        "cautions": list(source.cautions),
+        "cautions": [named(caution) for caution in source.cautions],
         "model": config.model,
         "model_source": source_of(config.model),
         "classes": list(data.classes),
-        "config": config.to_dict(),
+        "config": config.to_dict() | {"pretrained": config.pretrained and named(config.pretrained)},
         "precision": resolve_precision(config.precision, device),
         "preprocessing": _preprocessing(data, config.image_size),
         "decision": {
@@ -143,7 +158,7 @@ def _about(source: Source, data: PairData, device: torch.device, checks: dict[st
             "pair": data.name,
             "counts": data.counts(),
             "synthetic": data.synthetic,
-            "warnings": list(data.warnings),
+            "warnings": [named(warning) for warning in data.warnings],
             "audit": sentence(study),
         },
         "checks": checks,
@@ -166,8 +181,8 @@ def _preprocessing(data: PairData, size: int) -> dict[str, Any]:
         "native_size": data.native_size,
         "image_size": size,
         "steps": [
-            "turn the image the way up that its EXIF says; leave alpha out",
-            "8-bit levels; 16-bit ones above 255 are divided by 257",
+            "the first image of a file with several, turned the way up that its EXIF says; alpha is left out",
+            "8-bit levels; 16-bit ones above 255 are divided by 257, so levels of 10 or 12 bits must be scaled to 16 before",
             "grey levels (ITU-R 601)" if channels == 1 else "RGB",
             f"resize to {width} x {height} px with Pillow's bilinear filter, whatever the shape (squeezed, not cropped), "
             "rounded to whole levels, as the external test's images were; "
@@ -178,12 +193,19 @@ def _preprocessing(data: PairData, size: int) -> dict[str, Any]:
     }
 
 
-def _likeness(far: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _known(train: Split) -> Split:
+    """Training images that others are held against: all, or as many of a large set as tell the same in bounded memory."""
+    if len(train) <= MOST_KNOWN:
+        return train
+    return train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:MOST_KNOWN]))
+
+
+def _likeness(far: dict[str, NDArray[np.float64]], known: int) -> dict[str, Any]:
     limit = limit_of(far["val"])
     flagged = {name: float((distances > limit).mean()) for name, distances in far.items()}
     return {
-        "measure": "Mahalanobis distance under a probabilistic PCA of the training images' channel means and spreads after "
-        "four blocks of the model",
+        "measure": f"Mahalanobis distance under a probabilistic PCA of {known} training images' channel means and spreads "
+        "after four blocks of the model",
         "limit": limit,
         "set_on": f"{PERCENTILE:g}th percentile of val",
         "flagged": flagged,

@@ -22,8 +22,7 @@ def gradcam(
     Args:
         study: The study's name, or its folder.
         trial: Number of the trial; default: the best.
-        output: Folder for the pictures; default: gradcam/ in the study's folder, for `medtune report` to show;
-            here if it is in a bucket.
+        output: Folder for the pictures; default: gradcam/ in the study's folder or bucket, for `medtune report` to show.
         data_dir: Folder with the data files; default: $MEDTUNE_DATA, then a user cache folder.
         external_dir: Folder in the external set's layout; default: $MEDTUNE_EXTERNAL_DIR.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
@@ -34,8 +33,8 @@ def gradcam(
 
     found = load_study(study, storage)
     row = row_of(found, trial)
-    folder = output or sheets_folder(Path.cwd() if found.bucket else found.folder, row.number)
+    folder = output or sheets_folder(found, row.number)
     for path in contact_sheets(found, row, folder, data_dir=data_dir, external_dir=external_dir):
-        print(f"trial {row.number} drawn: {path}")
+        print(f"trial {row.number} drawn: {found.keep(path)}")
     if found.record["synthetic"]:
         print(SYNTHETIC)

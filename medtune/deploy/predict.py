@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ def predictions(predictor: Predictor, paths: Iterable[Path], heat_maps: Path | N
     paths = iter(paths)
     with ThreadPoolExecutor(4) as readers:
         while batch := list(itertools.islice(paths, AT_ONCE)):
-            images = list(readers.map(_read, batch))
+            images = list(readers.map(lambda path: _read(predictor, path), batch))
             good = [image for image in images if not isinstance(image, str)]
             found = iter(predictor.predict(good))
             for path, image in zip(batch, images, strict=True):
@@ -64,9 +65,8 @@ class Table:
     def __init__(self, file: TextIO, classes: Sequence[str]) -> None:
         self.file = file
         self.classes = classes
-        self.rows = csv.writer(file, lineterminator="\n")
         kinds = [f"probability {name}" for name in classes]
-        self.rows.writerow(["path", "decision", *kinds, "threshold", "unlike_training", "distance", "error"])
+        self._write(["path", "decision", *kinds, "threshold", "unlike_training", "distance", "error"])
 
     def add(self, answer: Answer) -> None:
         """Write a line, readable at once."""
@@ -78,13 +78,20 @@ class Table:
             threshold = "" if found.threshold is None else f"{found.threshold:.6f}"
             unlike = "yes" if found.unlike_training else "no"
             values = [found.decision, *kinds, threshold, unlike, f"{found.distance:.4f}"]
-        self.rows.writerow([answer.path, *values, answer.error or ""])
+        self._write([answer.path, *values, answer.error or ""])
+
+    def _write(self, values: Sequence[object]) -> None:
+        # csv quotes what is in its own line end: with "\n" alone a "\r" in a name would break the line for readers.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(values)
+        self.file.write(line.getvalue().removesuffix("\r\n") + "\n")
         self.file.flush()
 
 
-def _read(path: Path) -> NDArray[np.uint8] | str:
+def _read(predictor: Predictor, path: Path) -> NDArray[np.uint8] | str:
+    """An image brought to its size at once: many large ones together do not fit into memory."""
     try:
-        return read_image(path)
+        return predictor.prepared(read_image(path)).numpy()
     except ImageError as error:
         return str(error)
 

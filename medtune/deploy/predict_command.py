@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json as json_module
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import tyro
 from rich.console import Console
 from rich.progress import track
 
 from medtune.errors import ImageError
+
+ANY_NAME = "surrogateescape"
 
 
 def predict(
@@ -41,17 +45,17 @@ def predict(
     from medtune.deploy.predictor import Predictor
 
     predictor = Predictor.load(bundle, _device(device))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        _take_any_name(stream)
     paths = list(image_paths(map(Path, images), sys.stdin))
     if not paths:
         raise ImageError(f"no image in {', '.join(images) or 'an empty list'}: name files, folders with images, or a list")
     answers: list[Answer] = []
-    with contextlib.ExitStack() as stack:
-        try:
-            if gradcam:
-                gradcam.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(output.open("w", newline="", encoding="utf-8")) if output else sys.stdout
-        except OSError as error:
-            raise ImageError(f"cannot write {error.filename}: {error.strerror}") from None
+    with _named_where_it_cannot_write(output), contextlib.ExitStack() as stack:
+        if gradcam:
+            gradcam.mkdir(parents=True, exist_ok=True)
+        opened = output.open("w", newline="", encoding="utf-8", errors=ANY_NAME) if output else None
+        file = stack.enter_context(opened) if opened else sys.stdout
         table = None if json and not output else Table(file, predictor.bundle.classes)
         found = predictions(predictor, paths, gradcam)
         for answer in track(found, "predicting", len(paths), console=Console(stderr=True), disable=not sys.stderr.isatty()):
@@ -68,10 +72,29 @@ def predict(
     return 1 if bad else 0
 
 
+@contextlib.contextmanager
+def _named_where_it_cannot_write(output: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # `medtune predict ... | head` has read enough
+        raise
+    except OSError as error:
+        what = error.filename or output or "the answers"
+        raise ImageError(f"cannot write {what}: {error.strerror or error}") from None
+
+
+def _take_any_name(stream: TextIO) -> None:
+    """Names of files may be bytes that are no UTF-8."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=ANY_NAME)
+
+
 def _device(name: str | None) -> str | None:
     import torch
 
     try:
+        if name is not None and torch.device(name).type not in ("cpu", "cuda"):
+            raise RuntimeError("it must be cpu or cuda")
         if name is not None:
             torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -42,14 +42,18 @@ class Replica:
         loop = asyncio.get_running_loop()
         try:
             # Before it joins a batch: an image that is broken costs no other its answer.
-            image = await loop.run_in_executor(self._decoders, read_image, file)
+            image = await loop.run_in_executor(self._decoders, self._read, file)
             prediction = await self._predict(image)
         except ImageError as error:
-            return 422, {"error": str(error), "rule": "a PNG or JPEG image", "way_out": "send another image"}
+            return 422, {"error": str(error), "rule": "PNG, JPEG or TIFF of 8 or 16 bits", "way_out": "send another image"}
         answer = {**prediction.to_dict(), "bundle": self._predictor.bundle.version}
         if heat_map:
             answer["heatmap"] = await loop.run_in_executor(self._model, self._heat_map, image)
         return 200, answer
+
+    def _read(self, file: bytes) -> Any:
+        # Brought to its size at once: many large ones that wait together do not fit into memory.
+        return self._predictor.prepared(read_image(file)).numpy()
 
     @serve.batch
     async def _predict(self, images: list[Any]) -> list[Prediction]:

@@ -21,7 +21,8 @@ import uvicorn
 from medtune import __version__
 from medtune.deploy.bundle import Bundle
 from medtune.deploy.front import Fleet, Front, Limits, ReplicaLost
-from medtune.errors import ConfigError, ServeError
+from medtune.deploy.patience import Patience
+from medtune.errors import ConfigError, MedtuneError, ServeError
 from medtune.launch import start_local_ray
 
 TOKEN = "MEDTUNE_SERVE_TOKEN"
@@ -68,7 +69,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve a bundle until a signal ends it; what was started is gone then.
 
     Raises BundleError for a bundle that is damaged and ConfigError for what cannot be served so, both before anything is
-    started; ServeError when the replicas cannot be started, or Ray is gone.
+    started; ServeError when Ray or the replicas cannot be started, or Ray is gone.
     """
     bundle = Bundle.open(config.bundle)
     token = read_token(config.token_file)
@@ -168,7 +169,7 @@ def answering(front: Front, listener: socket.socket) -> Iterator[Callable[[], No
     """Answer HTTP in a thread. Yields what ends it; requests that are under way get a second more."""
     settings = uvicorn.Config(
         front.app(),
-        http="h11",  # its limit on headers, and it reads on what comes after an early answer: the client sees the answer
+        http=Patience,  # on h11: its limit on headers, and what comes after an early answer is read: the client sees it
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -201,7 +202,7 @@ def own_ray() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        start_local_ray()
+        _start()
         yield
     finally:
         started = psutil.Process().children(recursive=True)
@@ -210,6 +211,16 @@ def own_ray() -> Iterator[None]:
         for process in psutil.wait_procs(started, timeout=3)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _start() -> None:
+    try:
+        start_local_ray()
+    except MedtuneError:
+        raise
+    except Exception as error:  # Ray raises the class itself where its processes take too long to start
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ServeError(f"Ray does not start: {why} On a busy machine a second try may help") from None
 
 
 def start_replicas(config: ServeConfig, bundle: Bundle, fleet: Fleet) -> None:

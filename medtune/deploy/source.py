@@ -13,6 +13,7 @@ from medtune.choose.stage import open_stage
 from medtune.config import TrialConfig
 from medtune.data import PairData, limit
 from medtune.errors import BundleError, ConfigError, DataError, StudyError, unknown
+from medtune.evidence.threshold import Rule
 from medtune.predictions import Predictions
 from medtune.results import Study, checkpoint, data_of, predicted, rank
 from medtune.search.ledger import Row
@@ -41,10 +42,11 @@ def find(study: Study, trial: int | None, threshold: str | None) -> Source:
     """What to export. Raises StudyError or ConfigError where there is no such trial, or it left too little."""
     choice = read_choice(study) if trial is None else None
     if choice is not None:
-        if threshold is not None and threshold != choice["threshold"]["rule"]:
+        made_with = choice["threshold"]["rule"] if choice["threshold"] else "argmax"  # none: more than two classes
+        if threshold is not None and str(Rule.parse(threshold)) != made_with:
             raise ConfigError(
-                f"--threshold {threshold}: the choice was made with {choice['threshold']['rule']}. Leave it out, or choose "
-                f"anew with medtune choose {study.name} --threshold {threshold}"
+                f"--threshold {threshold}: the choice was made with {made_with}. Leave it out, or choose anew with "
+                f"medtune choose {study.name} --threshold {threshold}"
             )
         return _chosen(study, choice)
     row = row_of(study, trial)

@@ -17,15 +17,19 @@ from medtune.metrics import Array, checked, cross_entropy, softmax
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
-"""The temperature is looked for between these: where all decisions are right, or chance is best, there is no optimum."""
+"""The temperature is looked for between these: where chance is best there is no optimum."""
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature t, within `TEMPERATURES`, at which softmax(logits / t) has the lowest cross-entropy.
 
-    logits (N, K), labels (N,). Above 1 the model was too sure of itself. Raises ValueError without images.
+    logits (N, K), labels (N,). Above 1 the model was too sure of itself. Where every decision is right it is 1: the loss
+    falls with the temperature without end, and images without an error say nothing of how rare errors are.
+    Raises ValueError without images.
     """
     values, truth = _some(logits, labels)
+    if (values.argmax(axis=1) == truth).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         found = cross_entropy(values / np.exp(log_temperature), truth)
@@ -47,10 +51,8 @@ def ece(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> float:
 
     Raises ValueError without images.
     """
-    table = _binned(*_judged(probs, labels), bins)
-    there = table.images > 0
-    gaps = np.abs(table.observed[there] - table.confidence[there])
-    return float(np.average(gaps, weights=table.images[there]))
+    place, gaps = _gaps(probs, labels, bins)
+    return float(np.abs(np.bincount(place, gaps, bins)).sum() / len(gaps))
 
 
 def brier(probs: ArrayLike, labels: ArrayLike) -> float:
@@ -58,9 +60,27 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
 
     Raises ValueError without images.
     """
+    return float(_squares(probs, labels).mean())
+
+
+def resampled(probs: ArrayLike, labels: ArrayLike, drawn: NDArray[np.int64]) -> dict[str, Array]:
+    """`ece` and `brier` on resamples of the images, each (R,); drawn (R, N): which images."""
+    place, gaps = _gaps(probs, labels, BINS)
+    errors = [np.abs(np.bincount(place[one], gaps[one], BINS)).sum() / len(one) for one in drawn]
+    return {"ece": np.array(errors), "brier": _squares(probs, labels)[drawn].mean(axis=1)}
+
+
+def _gaps(probs: ArrayLike, labels: ArrayLike, bins: int) -> tuple[NDArray[np.int64], Array]:
+    """Of each image the bin of its probability, and how far the outcome lies above that; each (N,)."""
+    confidence, true = _judged(probs, labels)
+    return _place(confidence, bins), true - confidence
+
+
+def _squares(probs: ArrayLike, labels: ArrayLike) -> Array:
+    """Each image's part of the Brier score, (N,)."""
     values, truth = _some(probs, labels)
     squares = (values - np.eye(values.shape[1])[truth]) ** 2
-    return float(squares[:, 1].mean() if values.shape[1] == 2 else squares.sum(axis=1).mean())
+    return np.asarray(squares[:, 1] if values.shape[1] == 2 else squares.sum(axis=1))
 
 
 class Reliability(NamedTuple):
@@ -95,10 +115,14 @@ def _judged(probs: ArrayLike, labels: ArrayLike) -> tuple[Array, NDArray[np.bool
     return values.max(axis=1), values.argmax(axis=1) == truth
 
 
-def _binned(confidence: Array, true: NDArray[np.bool_], bins: int) -> Reliability:
+def _place(confidence: Array, bins: int) -> NDArray[np.int64]:
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def _binned(confidence: Array, true: NDArray[np.bool_], bins: int) -> Reliability:
+    place = _place(confidence, bins)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(place, confidence, bins) / count

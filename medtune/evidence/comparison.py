@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,22 +26,39 @@ class Difference(NamedTuple):
     p: float
 
 
-def delong(a: ArrayLike, b: ArrayLike, labels: ArrayLike) -> Difference:
-    """Difference of two correlated AUCs (DeLong et al. 1988, doi:10.2307/2531595).
+def delong(groups: Sequence[ArrayLike], labels: ArrayLike) -> list[Difference]:
+    """Difference of the mean AUCs of each two groups of classifiers (DeLong et al. 1988, doi:10.2307/2531595).
 
-    a, b: probs (N, 2) of the same images; labels (N,). Raises ValueError for more classes or where one is missing.
+    groups: probs (N, 2) of one classifier, or (S, N, 2) of several whose AUCs are averaged, all of the same images;
+    labels (N,). In the order of `itertools.combinations`. Raises ValueError for more classes or where one is missing.
     """
-    areas, covariance = auc_covariance([a, b], labels)
-    difference = areas[0] - areas[1]
-    error = math.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
-    if error < 1e-12:  # the same order of images: nothing varies
-        return Difference(areas[0], areas[1], difference, difference, difference, 1.0 if abs(difference) < 1e-12 else 0.0)
+    members = [_members(group) for group in groups]
+    areas, covariance = auc_covariance(np.concatenate(members), labels)
+    owner = np.repeat(np.arange(len(members)), [len(one) for one in members])
+    weights = np.stack([(owner == place) / len(one) for place, one in enumerate(members)])  # (groups, classifiers)
+    means = (weights @ areas).tolist()
+    return [
+        _by_normal(means[i], means[j], (weights[i] - weights[j]) @ covariance @ (weights[i] - weights[j]))
+        for i, j in itertools.combinations(range(len(members)), 2)
+    ]
+
+
+def _by_normal(a: float, b: float, variance: float) -> Difference:
+    difference, error = a - b, math.sqrt(max(0.0, variance))
+    if error < 1e-9:  # the same order of images: nothing varies
+        return Difference(a, b, difference, difference, difference, 1.0 if abs(difference) < 1e-9 else 0.0)
     half = norm.ppf(0.975) * error
     p = 2 * norm.sf(abs(difference) / error)
-    return Difference(areas[0], areas[1], difference, difference - half, difference + half, float(p))
+    return Difference(a, b, difference, difference - half, difference + half, float(p))
 
 
-def auc_covariance(probs: Sequence[ArrayLike], labels: ArrayLike) -> tuple[list[float], Array]:
+def _members(group: ArrayLike) -> Array:
+    """(N, K) or (S, N, K) -> (S, N, K)."""
+    values = np.asarray(group, dtype=np.float64)
+    return values if values.ndim == 3 else values[None]
+
+
+def auc_covariance(probs: Sequence[ArrayLike] | Array, labels: ArrayLike) -> tuple[list[float], Array]:
     """AUCs of M classifiers, each probs (N, 2) of the same images, and the covariance (M, M) of their estimates.
 
     By midranks, as Sun and Xu 2014 (doi:10.1109/LSP.2014.2337313).
@@ -72,21 +90,34 @@ def _covariance(placements: Array) -> Array:
 
 
 def paired_bootstrap(
-    figure: Figure, a: ArrayLike, b: ArrayLike, labels: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
-    """Difference of any figure between probs a and b (N, K) of the same images, on the same resamples.
+    figure: Figure, groups: Sequence[ArrayLike], labels: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Difference]:
+    """Difference of the mean of any figure between each two groups, as of `delong`, on the same resamples of the images.
 
     p is twice the smaller share of resamples at or beyond zero, and never below 2 / (resamples + 1).
     Raises ValueError where the figure is undefined.
     """
-    values = [value_of(figure, probs, labels) for probs in (a, b)]
-    if values[0] is None or values[1] is None:
+    members = [_members(group) for group in groups]
+    means = [_mean(figure, one, labels) for one in members]
+    drawn = [np.mean([resampled(figure, probs, labels, resamples, seed) for probs in one], axis=0) for one in members]
+    return [
+        _by_resamples(means[i], means[j], drawn[i] - drawn[j]) for i, j in itertools.combinations(range(len(members)), 2)
+    ]
+
+
+def _mean(figure: Figure, members: Array, labels: ArrayLike) -> float:
+    values = [value_of(figure, probs, labels) for probs in members]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         raise ValueError(f"{figure} is undefined on these labels: nothing to compare")
-    differences = resampled(figure, a, labels, resamples, seed) - resampled(figure, b, labels, resamples, seed)
+    return float(np.mean(known))
+
+
+def _by_resamples(a: float, b: float, differences: Array) -> Difference:
     low, high = np.percentile(differences, (2.5, 97.5))
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-    p = min(1.0, 2 * (1 + beyond) / (resamples + 1))
-    return Difference(values[0], values[1], values[0] - values[1], float(low), float(high), float(p))
+    p = min(1.0, 2 * (1 + beyond) / (len(differences) + 1))
+    return Difference(a, b, a - b, float(low), float(high), float(p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

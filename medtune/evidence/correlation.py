@@ -1,15 +1,13 @@
-"""Whether ranking by one figure ranks by another: Spearman's correlation with a bootstrap interval."""
+"""Whether ranking by one figure ranks by another: Spearman's correlation with its interval."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
-
-from medtune.evidence.intervals import RESAMPLES
-from medtune.metrics import Array
+from scipy.stats import norm, rankdata
 
 
 class Correlation(NamedTuple):
@@ -21,26 +19,25 @@ class Correlation(NamedTuple):
     n: int
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Correlation:
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Correlation:
     """Rank correlation of x and y (N,); pairs that are not finite are left out.
 
-    Undefined for fewer than three pairs, and where x or y never varies. The interval is a percentile bootstrap over pairs.
+    Undefined for fewer than three pairs, and where x or y never varies. The interval is Bonett and Wright's (2000,
+    doi:10.1007/BF02294183), of four pairs or more: the bootstrap's has no width where few pairs are in one order by chance.
     """
     pairs = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     count = pairs.shape[1]
-    rho = _rhos(pairs[:, None, :])[0] if count >= 3 else np.nan
-    if np.isnan(rho):
+    ranks = rankdata(pairs, axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True) if count else 0.0
+    spread = math.sqrt((ranks**2).sum(axis=1).prod())
+    if count < 3 or spread == 0:
         return Correlation(None, None, None, count)
-    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    rhos = _rhos(pairs[:, drawn])
-    low, high = np.percentile(rhos[~np.isnan(rhos)], (2.5, 97.5))
-    return Correlation(float(rho), float(low), float(high), count)
-
-
-def _rhos(pairs: Array) -> Array:
-    """(2, R, N) -> (R,): Spearman's rho of each row; NaN where one side does not vary."""
-    ranks = rankdata(pairs, axis=-1)
-    ranks -= ranks.mean(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return np.asarray((ranks[0] * ranks[1]).sum(axis=-1) / np.sqrt((ranks**2).sum(axis=-1).prod(axis=0)))
+    rho = float((ranks[0] * ranks[1]).sum() / spread)
+    if count < 4:
+        return Correlation(rho, None, None, count)
+    # One order has no finite interval; it is taken as half as far from it as the next, where two neighbours change places.
+    most = 1 - 6 / (count * (count**2 - 1))
+    inner = min(max(rho, -most), most)
+    half = norm.ppf(0.975) * math.sqrt((1 + inner**2 / 2) / (count - 3))
+    return Correlation(rho, math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half), count)

@@ -82,5 +82,7 @@ def calibration_figures(
 
     The percentile interval of an ECE lies too high where the ECE is small: resampling adds noise, which it counts.
     """
-    found = {"ece": calibration.ece, "brier": calibration.brier}
-    return {name: interval(figure, probs, labels, resamples, seed) for name, figure in found.items()}
+    values = {"ece": calibration.ece(probs, labels), "brier": calibration.brier(probs, labels)}
+    drawn = calibration.resampled(probs, labels, metrics.resample_indices(labels, resamples, seed))
+    bounds = {name: np.percentile(found, (2.5, 97.5)) for name, found in drawn.items()}
+    return {name: Interval(value, float(bounds[name][0]), float(bounds[name][1])) for name, value in values.items()}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medtune.audit.verdict import sentence
-from medtune.progress import brief, duration
-from medtune.report.parts import Section, Table, Words, some, three, within
+from medtune.progress import brief, duration, some
+from medtune.report.parts import Section, Table, Words, three, within
 from medtune.report.source import Source
 from medtune.results import GROUPS, OPTIMISTIC, SYNTHETIC, best
 

@@ -15,14 +15,14 @@ def report(study: tyro.conf.Positional[str], *, output: OutputPath = None, stora
 
     Args:
         study: The study's name, or its folder.
-        output: File to write; default: report.html in the study's folder, or here where the study is in a bucket.
+        output: File to write; default: report.html in the study's folder or bucket.
         storage: Folder, s3://... or gs://... that holds studies; default: $MEDTUNE_STORAGE, then a user folder.
     """
     from medtune.report.page import FILE, write
     from medtune.results import SYNTHETIC, load_study
 
     found = load_study(study, storage)
-    path = write(found, output or (Path.cwd() if found.bucket else found.folder) / FILE)
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, of which plotly.js is most)")
+    path = write(found, output or found.folder / FILE)
+    print(f"written: {found.keep(path)} ({path.stat().st_size / 1e6:.1f} MB, of which plotly.js is most)")
     if found.record["synthetic"]:
         print(SYNTHETIC)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medtune.progress import brief, duration, saved, seconds_of
-from medtune.report.parts import BLUE, MARKS, ORANGE, Plot, Section, Words, axis, line, points, some
+from medtune.progress import brief, duration, saved, seconds_of, some
+from medtune.report.parts import BLUE, MARKS, ORANGE, Plot, Section, Words, axis, line, points
 from medtune.report.source import Source
 from medtune.results import trial_config
 from medtune.search.ledger import Row

@@ -61,9 +61,7 @@ def last_page(study: Study) -> str:
 
     path = study.folder / FILE
     try:
-        write(study, path)
-        if study.bucket:
-            study.bucket.upload(path, FILE)
-    except (MedtuneError, OSError) as error:
+        study.keep(write(study, path))
+    except MedtuneError as error:
         return f"no page for the browser: {error}"
     return f"page for the browser: {study.where}/{FILE}"

@@ -127,8 +127,3 @@ def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
     if len(items) <= most:
         return items
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
-
-
-def some(count: int, what: str) -> str:
-    """`1 trial`, `3 trials`."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

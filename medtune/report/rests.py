@@ -6,7 +6,7 @@ import base64
 
 from medtune.report.parts import Picture, Section, Words
 from medtune.report.source import Source
-from medtune.results import sheets_folder
+from medtune.results import sheets
 
 SHOWS = "The trial's surest {kind} on {split}; what spoke for the positive class lies over each image in warm colours."
 CAUTION = "A map shows where the model looked, not that it looked there for a good reason; a few images stand for no others."
@@ -18,12 +18,11 @@ def rests(source: Source) -> Section:
     if not source.complete:
         return Section(*section, [Words("No trial was trained to the end.")])
     number = source.choice["chosen"]["trial"] if source.choice else source.complete[0].number
-    folder = sheets_folder(source.study.folder, number)
-    sheets = sorted(folder.glob("*.png"))
-    if not sheets:
+    drawn = sheets(source.study, number)
+    if not drawn:
         told = f"`medtune gradcam {source.study.name} {number}` draws what trial {number} looks at, for the next page."
         return Section(*section, [Words(told)])
-    return Section(*section, [_picture(source, number, sheet.stem, sheet.read_bytes()) for sheet in sheets])
+    return Section(*section, [_picture(source, number, sheet.stem, sheet.read_bytes()) for sheet in drawn])
 
 
 def _picture(source: Source, number: int, name: str, png: bytes) -> Picture:

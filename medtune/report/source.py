@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from medtune.audit import verdict_of
 from medtune.choose import read_choice
-from medtune.report.parts import some
+from medtune.progress import some
 from medtune.results import GROUPS, Study, metric, rank
 from medtune.search.conductor import minimised
 from medtune.search.ledger import Ledger, Row

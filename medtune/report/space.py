@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def _parallel(source: Source, rows: Sequence[Row]) -> Plot:
         "Settings were not drawn evenly: the searcher went where it had found good trials, so bundles show where it was.",
         traces,
         _parallel_layout([*axes.items(), (source.selection, result)]),
-        width=110 * (len(axes) + 1),
+        width=round(_room([*axes.items(), (source.selection, result)]) * (len(axes) + 1)),
         height=420,
     )  # fmt: skip
 
@@ -138,10 +139,25 @@ def _lines(
     return line(x, y, name, text=told, hoverinfo="text", **style)
 
 
+def head_lines(name: str, most: int = 11) -> list[str]:
+    """An axis's name in lines of at most so many letters where it has places to break: `milestones`, `.first`."""
+    lines = [""]
+    for part in re.findall(r"[._/]?[^._/]+", name):
+        lines = [*lines[:-1], lines[-1] + part] if len(lines[-1] + part) <= most or not lines[-1] else [*lines, part]
+    return lines
+
+
+def _room(axes: Sequence[tuple[str, _Scale]]) -> float:
+    """Px from one axis to the next, so that neither heads (bold, in the middle) nor values (to the right) touch."""
+    heads = [8.2 * len(text) + 20 for name, _ in axes for text in head_lines(name)]
+    values = [6.8 * len(text) + 20 for _, scale in axes for _, text in scale.ticks()]
+    return max(110, *heads, *values)
+
+
 def _parallel_layout(axes: Sequence[tuple[str, _Scale]]) -> dict[str, Any]:
     notes = []
     for place, (name, scale) in enumerate(axes):
-        head = f"<b>{name.replace('.', '<br>.')}</b>"  # milestones.first: an axis has no room for it in one line
+        head = f"<b>{'<br>'.join(head_lines(name))}</b>"
         notes.append({"x": place, "y": 1.04, "text": head, "showarrow": False, "yanchor": "bottom"})
         for at, text in [*scale.ticks(), *([(NONE, "none")] if scale.missing else [])]:
             notes.append({"x": place, "y": at, "text": text, "showarrow": False, "xanchor": "left", "xshift": 4})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medtune.evidence.correlation import rank_correlation
+from medtune.choose.hindsight import ENOUGH, METRICS, RUNS, USES, correlations
 from medtune.progress import brief
 from medtune.report.answer import leaks
 from medtune.report.parts import COLOURS, GREY, MARKS, Block, Plot, Section, Table, Words, axis, points, spread
@@ -20,7 +20,6 @@ UNSEEN = (
     "External labels are shown here to judge the selection metric for the next study; no choice of this study rests on them."
 )
 SEEN = "The choice of this study has seen the external labels: these figures cannot stand as the test of it."
-SELECTIONS = ("val/loss", "val/auc", "val/oa", "val/f1")
 
 
 def transfer(source: Source) -> Section:
@@ -30,7 +29,7 @@ def transfer(source: Source) -> Section:
     rows = [row for row in source.study.rows if None not in source.numbers((row,), selection, external)[0]]
     if not rows:
         return Section("transfer", title, [Words("No trial has both a val figure and an external AUC yet.")])
-    blocks: list[Block] = [*leaks(source), _plot(source, rows, selection, external), _correlations(source)]
+    blocks: list[Block] = [*leaks(source), _plot(source, rows, selection, external), *_correlations(source)]
     return Section("transfer", title, blocks)
 
 
@@ -66,36 +65,35 @@ def _marks(
     return points(x, y, f"{model}, {state}", colour, MARKS[state], text=told, hovertemplate=hover)
 
 
-def _correlations(source: Source) -> Table | Words:
-    """Of each selection metric with the external figures, over the trials trained to the end."""
+def _correlations(source: Source) -> list[Table | Words]:
+    """Of each selection metric with the external figures: over the study's trials, and over the finalists' runs."""
     complete = source.complete
-    rows = []
-    for selection in dict.fromkeys((source.selection, *SELECTIONS)):
-        cells = [_correlation(source, complete, selection, f"{prefix}/{name}") for prefix, name in _externals(source)]
-        if any(cells):
-            rows.append([selection, *(cell or "-" for cell in cells)])
-    if not rows:
-        return Words(f"A rank correlation takes three trials trained to the end; there are {len(complete)}.")
-    heads = [f"{GROUPS[prefix]}: {name.upper()}" for prefix, name in _externals(source)]
-    return Table(
-        f"Rank correlation (Spearman) over {len(complete)} trials trained to the end, with 95 % intervals from resampled "
-        "trials: 1 where the better on val is always the better there; losses are turned round. With few trials the "
-        "intervals are still too narrow. Uses external labels: evidence for the next study, not for this choice.",
-        ["selected by", *heads],
-        rows,
+    names = list(dict.fromkeys((source.selection, *METRICS)))
+    externals = [f"{source.external}{matched}/{name}" for matched in ("", "_matched") for name in ("auc", "oa")]
+    heads = ["selected by", *(f"{GROUPS[name.split('/')[0]]}: {name.split('/')[1].upper()}" for name in externals)]
+    tables: list[Table | Words] = []
+    if len(complete) >= 3:
+        found = [correlations(complete, "the study's trials", external, names) for external in externals]
+        rows = [[name, *map(_cell, cells)] for name, *cells in zip(names, *found, strict=True)]
+        tables.append(Table(_caption(f"{len(complete)} trials trained to the end"), heads, rows))
+    else:
+        tables.append(Words(f"A rank correlation takes three trials trained to the end; there are {len(complete)}."))
+    runs = [one for one in (source.choice or {}).get("correlations", ()) if one["over"] == RUNS]
+    if runs:
+        rows = [[one["selection"], _cell(one)] for one in runs]
+        tables.append(Table(_caption(f"{RUNS}, by `medtune choose`"), ["selected by", heads[1]], rows))
+    return tables
+
+
+def _caption(over: str) -> str:
+    return (
+        f"Rank correlation (Spearman) over {over}, with 95 % intervals (Bonett and Wright): 1 where the better on val is "
+        f"always the better there; losses are turned round. This {USES}."
     )
 
 
-def _externals(source: Source) -> list[tuple[str, str]]:
-    return [(f"{source.external}{matched}", name) for matched in ("", "_matched") for name in ("auc", "oa")]
-
-
-def _correlation(source: Source, rows: Sequence[Row], selection: str, external: str) -> str | None:
-    pairs = [pair for pair in source.numbers(rows, selection, external) if None not in pair]
-    if len(pairs) < 3:
-        return None
-    sign = -1 if source.minimises(selection) else 1
-    found = rank_correlation([sign * (x or 0.0) for x, _ in pairs], [y or 0.0 for _, y in pairs])
-    if found.rho is None:
-        return None
-    return f"{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+def _cell(one: Mapping[str, Any]) -> str:
+    if one["rho"] is None:
+        return "-"
+    few = f" (too few: {one['n']})" if one["n"] < ENOUGH else ""
+    return f"{one['rho']:+.2f}" + (f" [{one['low']:+.2f}, {one['high']:+.2f}]" if one["low"] is not None else "") + few

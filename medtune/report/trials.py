@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from medtune.progress import brief, duration, seconds_of
+from medtune.progress import brief, duration, seconds_of, some
 from medtune.report.answer import leaks
-from medtune.report.parts import Block, Section, Table, Words, some
+from medtune.report.parts import Block, Section, Table, Words
 from medtune.report.source import Source
 from medtune.results import metric
 from medtune.search.ledger import Row

@@ -44,7 +44,7 @@ UPLOADED = "uploaded.json"
 URI = "bucket"
 """File in a local folder that says which bucket it stands for."""
 
-WANDB_NOTES = ("wandb/sweep.json", "wandb/workspace.json")
+WANDB_NOTES = ("wandb/sweep.json", "wandb/over.json", "wandb/workspace.json")
 """What W&B has of the study as a whole: another would be made where it is not known."""
 
 NOTES = (USAGE, RECORD, LOG, AUDIT, *WANDB_NOTES)
@@ -191,6 +191,7 @@ class BucketHome(Home):
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._pushed = 0.0
+        self._noted: dict[str, tuple[int, int] | None] = {}
         self._wandb: Seen = {}
         self._wandb_lock = threading.Lock()
 
@@ -223,8 +224,10 @@ class BucketHome(Home):
         """Unless the study is another driver's by now, or the bucket does not answer: no study depends on them."""
         with contextlib.suppress(OSError, StorageFault):
             self.lease.require()
-            notes = [name for name in NOTES if (self.folder / name).exists()]
-            for_all(lambda key: self.bucket.upload(self.folder / key, key), notes)
+            now = {name: state for name in NOTES if (state := _state(self.folder / name))}
+            changed = [name for name, state in now.items() if state != self._noted.get(name)]
+            for_all(lambda key: self.bucket.upload(self.folder / key, key), changed)
+            self._noted |= now
             needs = [f"{NEEDS}/{path.name}" for path in (self.folder.parent / NEEDS).glob("*.json")]
             for_all(lambda key: self.root.upload(self.folder.parent / key, key), needs)
 
@@ -232,7 +235,7 @@ class BucketHome(Home):
         record = self.bucket.read("study.json")
         here = read_json(self.folder / "study.json")
         if here is not None and (record is None or json.loads(record)["id"] != here["id"]):
-            _empty(self.folder)  # it stood for a study that is no more
+            empty(self.folder)  # it stood for a study that is no more
         if record is not None:
             (self.folder / "study.json").write_bytes(record)
         (self.folder / URI).write_text(self.bucket.uri)
@@ -241,6 +244,9 @@ class BucketHome(Home):
             self._fetch_ledger(self.newest)
         outcomes = {key: found for key, found in self.bucket.files("trials").items() if key.endswith(f"/{OUTCOME}")}
         fetch(self.bucket, self.folder, outcomes)
+        # Commands leave another there at any time: it goes back only if this driver changes it.
+        self.bucket.download(AUDIT, self.folder / AUDIT)
+        self._noted[AUDIT] = _state(self.folder / AUDIT)
         mark = self.folder / "generation"
         if not (mark.exists() and mark.read_text() == self.newest):  # else this machine's last driver left newer ones here
             self._fetch_notes()
@@ -372,13 +378,22 @@ class BucketHome(Home):
 
 @contextlib.contextmanager
 def wandb_files_here(bucket: Bucket | None, folder: Path) -> Iterator[None]:
-    """A study's W&B files are in `folder`, and what is noted there of uploads is in its bucket afterwards."""
+    """A study's W&B files are in `folder`, and what is noted there of uploads is in its bucket afterwards.
+
+    Raises StudyError where the bucket does not answer.
+    """
     if bucket is None:
         yield
         return
-    fetch_changed(bucket, folder, "wandb", {})
+    try:
+        fetch_changed(bucket, folder, "wandb", {})
+    except OSError as error:
+        raise StudyError(f"cannot read {bucket.uri}/wandb: {reason(error)}") from None
     yield
-    return_marks(bucket, folder)
+    try:
+        return_marks(bucket, folder)
+    except OSError as error:
+        raise StudyError(f"cannot write to {bucket.uri}/wandb: {reason(error)}") from None
 
 
 def return_marks(bucket: Bucket, folder: Path) -> None:
@@ -394,7 +409,17 @@ def require_marker(folder: Path) -> None:
         raise FileNotFoundError(None, f"study.json is gone from {folder}: is the folder that holds it mounted?")
 
 
-def _empty(folder: Path) -> None:
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a file from what it was; None where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def empty(folder: Path) -> None:
+    """Remove all that was brought into a local folder of a study's, but for the lock that a driver may hold."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from medtune.audit import FILE as AUDIT
 from medtune.driver import RECORD
 from medtune.errors import StudyError
+from medtune.record import read_json
 from medtune.storage.bucket import Bucket
-from medtune.storage.copies import fetch_records, local_folder
-from medtune.storage.home import LEDGER, URI
+from medtune.storage.copies import fetch_changed, fetch_records, local_folder
+from medtune.storage.home import LEDGER, URI, empty
+from medtune.storage.lease import is_driven
 from medtune.storage.patience import reason
 from medtune.storage.segments import Segments
 from medtune.usage import FILE as USAGE
@@ -30,6 +33,9 @@ def fetch_study(root: Bucket, name: str) -> Path:
     except OSError as error:
         raise StudyError(f"cannot read {bucket.uri}: {reason(error)}") from None
     folder.mkdir(parents=True, exist_ok=True)
+    here = read_json(folder / "study.json")
+    if here is not None and here["id"] != json.loads(record)["id"]:
+        empty(folder)  # a copy of a study of that name that is no more
     for file, data in (("study.json", record), (LEDGER, ledger), (URI, bucket.uri.encode()), *notes):
         part = folder / f"{file}.{os.getpid()}.part"
         part.write_bytes(data)
@@ -37,10 +43,32 @@ def fetch_study(root: Bucket, name: str) -> Path:
     return folder
 
 
+def fetch_again(bucket: Bucket) -> Path:
+    """As `fetch_study`, of a study that is known to be there."""
+    root, _, name = bucket.uri.rpartition("/")
+    return fetch_study(Bucket(root, bucket.environment), name)
+
+
 def bucket_of(folder: Path) -> Bucket | None:
     """The bucket that a local folder stands for; None for a study that lies in the folder itself."""
     mark = folder / URI
     return Bucket(mark.read_text()) if mark.exists() else None
+
+
+def driven(bucket: Bucket) -> bool:
+    """Whether the study in a bucket is being driven. Raises StudyError."""
+    try:
+        return is_driven(bucket)
+    except OSError as error:
+        raise StudyError(f"cannot read {bucket.uri}: {reason(error)}") from None
+
+
+def fetch_folder(folder: Path, bucket: Bucket, prefix: str) -> None:
+    """Bring all that commands left below `prefix`, as it is now. Raises StudyError."""
+    try:
+        fetch_changed(bucket, folder, prefix, {})
+    except OSError as error:
+        raise StudyError(f"cannot read {bucket.uri}/{prefix}: {reason(error)}") from None
 
 
 def fetch_trial(folder: Path, bucket: Bucket, number: int) -> None:

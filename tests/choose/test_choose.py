@@ -14,7 +14,7 @@ from medtune import cli
 from medtune.choose import command
 from medtune.choose.means import Means
 from medtune.choose.record import mention, read_choice
-from medtune.choose.stage import finalists, fresh_seeds, open_stage, planned, settings_of
+from medtune.choose.stage import finalists, fresh_seeds, open_stage, planned, settings_of, stage_config
 from medtune.data import load_pair
 from medtune.errors import ConfigError, StudyError
 from medtune.record import write_json
@@ -59,6 +59,14 @@ def test_finalists_are_the_best_of_each_configuration_that_were_trained_to_the_e
     none.trial(0.1, state="FAIL")
     with pytest.raises(StudyError, match="no trial of study 'none' was trained to the end yet"):
         finalists(none.read(), "val/loss", 3)
+
+
+def test_what_the_study_s_record_does_not_hold_is_given(tmp_path):
+    study = made(tmp_path / "s").read()
+    means = Means(concurrent=3, checkpoint_seconds=7.0, activation_checkpointing=True)
+    config = stage_config(study, [{"seed": 1}], 1, means)
+    assert (config.concurrent, config.trial.checkpoint_seconds, config.trial.activation_checkpointing) == (3, 7.0, True)
+    assert config.trial.image_size == SMALL["image_size"]
 
 
 def test_a_plan_keeps_its_places_when_it_grows_by_seeds_and_by_settings():

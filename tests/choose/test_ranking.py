@@ -1,5 +1,6 @@
 """Finalists compared: order, intervals, ties, and what is deployed, from logits that tests make."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from medtune.choose.hindsight import correlations
 from medtune.choose.ranking import Finalist, compare, require_rankable
 from medtune.data.shifts import SHIFTS
 from medtune.errors import ConfigError
+from medtune.evidence.comparison import holm
 from medtune.predictions import Predicted
 from medtune.search.ledger import Row
 
@@ -55,12 +57,21 @@ def test_a_clearly_worse_finalist_is_told_apart_and_an_equal_one_is_tied():
     assert equal.tied
 
 
-def test_p_values_are_corrected_for_the_number_compared():
-    pair = [finalist(0, 1.6), finalist(1, 1.2, noise=9)]
-    [alone] = compare(pair, "val/auc")
-    among = compare([*pair, finalist(2, 1.6), finalist(3, 1.6)], "val/auc")
-    assert among[0].images == pytest.approx(min(1, 3 * alone.images)) and 0 < alone.images < 0.3
-    assert among[0].seeds == pytest.approx(min(1, 3 * alone.seeds)) and 0 < alone.seeds < 0.3
+def test_p_values_are_corrected_for_all_pairs_as_any_could_have_differed_most():
+    four = [finalist(0, 1.6), finalist(1, 1.5), finalist(2, 1.4, noise=9), finalist(3, 1.1, noise=9)]
+    alone = {(a, b): compare([four[a], four[b]], "val/auc")[0] for a, b in itertools.combinations(range(4), 2)}
+    among = compare(four, "val/auc")
+    for test in ("images", "seeds"):
+        wanted = dict(zip(alone, holm([getattr(one, test) for one in alone.values()]), strict=True))
+        assert [getattr(one, test) for one in among] == pytest.approx([wanted[0, 1], wanted[0, 2], wanted[0, 3]])
+    assert 0 < alone[0, 3].images < among[2].images < 1
+
+
+def test_the_mean_over_the_seeds_is_compared_not_what_their_average_would_predict():
+    """Runs that err on different images predict better together than each: no run that is deployed does."""
+    alike, varied = finalist(0, 1.5, seeds=(4, 4, 4)), finalist(1, 1.45, seeds=(1, 2, 3, 4, 5))
+    [against] = compare([alike, varied], "val/auc")
+    assert against.images > 0.5 and against.tied
 
 
 def test_images_alone_do_not_tell_apart_what_seeds_do_not():
@@ -120,6 +131,15 @@ def test_figures_without_leaked_images_are_those_of_the_others(predictions):
     assert "without_leaked" not in found["figures"]["test"]
 
 
+def test_a_small_temperature_makes_no_ties_of_the_external_images(predictions):
+    """At 0.05 nearly every probability is 0 or 1 to the last bit; the AUC is still the model's."""
+    sure = predictions | {"val": Predicted(0.02 * predictions["val"].logits, LABELS)}
+    sure["external"] = Predicted(5 * predictions["external"].logits, LABELS)
+    found = decision(sure, rule_of(None, 2), None)
+    wanted = metrics.classification(metrics.softmax(sure["external"].logits), LABELS)["auc"]
+    assert found["temperature"] < 0.1 and found["figures"]["external"]["argmax"]["auc"]["value"] == pytest.approx(wanted)
+
+
 def test_more_than_two_classes_have_no_threshold():
     labels = np.arange(90) % 3
     values = np.random.default_rng(0).normal(0, 1, (90, 3)).astype(np.float32) + 2 * np.eye(3, dtype=np.float32)[labels]
@@ -143,6 +163,6 @@ def test_hindsight_takes_what_was_trained_to_the_end_and_lacks_nothing():
     rows = [one("COMPLETE", **{"val/loss": 1 - n / 10, "val/auc": n / 10, "external/auc": n / 20}) for n in range(6)]
     rows += [one("PRUNED", **{"val/loss": 0.0, "external/auc": 0.0}), one("COMPLETE", **{"val/loss": 5.0})]
     found = {entry["selection"]: entry for entry in correlations(rows, "these")}
-    assert (found["val/loss"]["rho"], found["val/auc"]["rho"]) == (pytest.approx(-1), pytest.approx(1))
-    assert found["val/loss"]["n"] == 6 and found["val/loss"]["less_is_better"]
+    assert (found["val/loss"]["rho"], found["val/auc"]["rho"]) == (pytest.approx(1), pytest.approx(1)), "less loss is better"
+    assert found["val/loss"]["n"] == 6
     assert (found["val_shift/auc"]["rho"], found["val_shift/auc"]["n"]) == (None, 0)

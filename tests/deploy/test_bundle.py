@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,37 @@ def test_missing_longer_and_further_files_are_refused_by_name(bundle: Path, chan
         with (bundle / name).open("ab") as file:
             file.write(b"\0")
     with pytest.raises(BundleError, match=name):
+        Bundle.open(bundle)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_in_place_of_a_file_is_not_waited_for(bundle: Path) -> None:
+    program = bundle / "model.pt2"
+    program.unlink()
+    os.mkfifo(program)
+    with pytest.raises(BundleError, match=r"model\.pt2"):
+        Bundle.open(bundle)
+    program.unlink()
+    program.symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"model\.pt2"):
+        Bundle.open(bundle)
+
+
+def test_a_bundle_sealed_without_its_weights_is_refused(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    (bundle / MANIFEST).unlink()
+    (bundle / "model.safetensors").unlink()
+    seal(bundle, {key: value for key, value in manifest.items() if key not in ("files", "sha256", "format")})
+    with pytest.raises(BundleError, match=r"model\.safetensors is missing"):
+        Bundle.open(bundle)
+
+
+def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("medtune.deploy.bundle.digest_of", denied)
+    with pytest.raises(BundleError, match=r"cannot read .*: Permission denied"):
         Bundle.open(bundle)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medtune import predictions
 from medtune.cli import main
-from medtune.data import limit, load_pair
+from medtune.data import PairData, Split, limit, load_pair
+from medtune.data.pairs import synthetic
 from medtune.data.transforms import prepare
 from medtune.deploy.bundle import Bundle
 from medtune.deploy.export import export
@@ -25,6 +29,11 @@ from medtune.results import Study, predicted
 from tests.deploy.conftest import train
 from tests.support.made_study import MadeStudy
 from tests.support.models import SMALL
+
+NO_PROGRAMS = {
+    "program": {"file": "model.pt2", "largest_difference": 0.0, "compared_on": "nothing"},
+    "onnx": {"file": None, "why": "no"},
+}
 
 
 def test_the_card_says_what_must_be_known(exported: Path) -> None:
@@ -51,6 +60,35 @@ def test_a_folder_with_something_in_it_is_left_alone(trained: Study, tmp_path: P
     with pytest.raises(BundleError, match="not empty"):
         export(find(trained, None, None), tmp_path, None, None)
     assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_a_folder_that_is_there_stays_the_same_one(
+    trained: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount or a link, which cannot be replaced, or the one the user is in."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr("medtune.deploy.programs.write", lambda *_: NO_PROGRAMS)
+    before, source = folder.stat().st_ino, find(trained, None, None)
+    export(source, tmp_path / "link", None, None)
+    assert folder.stat().st_ino == before and (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(folder)) == ["MODEL_CARD.md", "likeness.safetensors", "manifest.json", "model.safetensors"]
+    for path in folder.iterdir():
+        path.unlink()
+    monkeypatch.chdir(folder)
+    export(source, Path(), None, None)
+    assert os.listdir() and Bundle.open(folder).model == "tiny"
+
+
+def test_of_a_large_set_a_part_tells_what_is_unlike_it(
+    trained: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medtune.deploy.programs.write", lambda *_: NO_PROGRAMS)
+    monkeypatch.setattr("medtune.deploy.export.MOST_KNOWN", 100)
+    about = export(find(trained, None, None), tmp_path / "bundle", None, None).manifest["likeness"]
+    assert "of 100 training images" in about["measure"]
+    assert about["flagged"]["val"] < 0.02
 
 
 def test_weights_that_do_not_give_the_trials_predictions_are_refused(trained: Study, tmp_path: Path) -> None:
@@ -114,6 +152,11 @@ def test_what_was_chosen_is_exported_with_its_threshold(trained: Study, monkeypa
     assert source.decided["threshold"] == choice["threshold"] and source.run == {"seed": 5, "number": 0, "of": 1}
     with pytest.raises(ConfigError, match="youden"):
         find(trained, None, "argmax")
+    assert find(trained, None, " youden").decided["threshold"] == choice["threshold"]
+    choice["threshold"] = None  # of more than two classes
+    assert find(trained, None, "argmax").decided["threshold"] is None
+    with pytest.raises(ConfigError, match="made with argmax"):
+        find(trained, None, "youden")
     assert find(trained, 0, "argmax").run is None
 
 
@@ -144,6 +187,44 @@ def test_every_architecture_is_exported_and_predicts_as_the_trial_did(name: str,
     onnx = predictor.bundle.manifest["onnx"]
     assert bool(onnx["file"]) == (name in ("resnet50", "medvit_small"))
     assert onnx["file"] is None or onnx["largest_difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_three_classes_are_exported_predicted_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = ("normal", "left, or right", "both")
+
+    def three(**_: object) -> PairData:
+        data = synthetic.generate()
+        splits = {name: getattr(data, name) for name in ("train", "val", "test", "external")}
+        turn = {name: 1 + np.arange(len(split.labels)) % 2 for name, split in splits.items()}
+        thirds = {name: Split(split.images, split.labels * turn[name]) for name, split in splits.items()}
+        return replace(data, classes=classes, **thirds)
+
+    monkeypatch.setattr(synthetic, "load", three)
+    study = train(tmp_path / "study", "tiny", epochs=2, train_limit=128)
+    bundle = export(find(study, None, None), tmp_path / "bundle", None, None)
+    assert (bundle.classes, bundle.positive, bundle.threshold) == (classes, None, None)
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "Decided is the most probable class" in card and "knows 3 classes" in card
+    assert bundle.manifest["program"]["gives"] == "logits (B, 3)"
+    own = predicted(study, study.rows[0])
+    assert own is not None
+    predictor, images = Predictor.load(tmp_path / "bundle", "cpu"), np.asarray(three().val.images)
+    probs = calibrated(own["val"].logits, bundle.temperature)
+    for one, wanted in zip(predictor.predict(list(images)), probs, strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(wanted), abs=1e-5)
+        assert (one.decision, one.score) == (classes[wanted.argmax()], pytest.approx(wanted.max(), abs=1e-5))
+    Image.fromarray(images[0, 0]).save(tmp_path / "one.png")
+    arguments = [str(tmp_path / "bundle"), str(tmp_path / "one.png"), "--gradcam", str(tmp_path / "heat")]
+    assert main(["predict", *arguments]) == 0
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert line["threshold"] == "" and line["decision"] in classes and line["probability left, or right"]
+    assert (tmp_path / "heat" / "00000-one.png").exists()
+    assert main(["gradcam", str(study.folder), "-o", str(tmp_path / "sheets")]) == 0
+    with pytest.raises(ConfigError, match="needs two classes"):
+        find(study, None, "youden")
 
 
 def test_predictions_of_another_number_of_images_are_refused(trained: Study, tmp_path: Path) -> None:

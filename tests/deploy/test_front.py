@@ -154,6 +154,24 @@ def test_an_upload_that_stays_away_is_not_waited_for(url):
     assert time.monotonic() - start < 3
 
 
+@pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health HT"])
+def test_a_request_whose_head_stays_away_is_hung_up_on(url, begun, monkeypatch):
+    monkeypatch.setattr("medtune.deploy.patience.SECONDS", 0.3)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=3) as connection:
+        connection.sendall(begun)
+        while connection.recv(65536):
+            pass
+    assert requests.get(f"{url}/health", timeout=10).json()["inside"] == 0
+
+
+def test_who_is_slower_than_a_head_may_be_is_heard_out_once_it_is_there(url, open_front, monkeypatch):
+    monkeypatch.setattr("medtune.deploy.patience.SECONDS", 0.2)
+    _, played = open_front
+    played.does = "wait"
+    assert send(url, iter([b"a", b"b"])).json()["bytes"] == 2
+
+
 def test_lengths_that_are_wrong(url):
     assert raw(url, head("many")).startswith("HTTP/1.1 400")
     assert raw(url, head(-1)).startswith("HTTP/1.1 400")

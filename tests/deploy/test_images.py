@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,40 @@ def test_sixteen_bits_are_scaled_not_cut_off() -> None:
     np.testing.assert_array_equal(read_image(encoded(Image.fromarray(levels)))[0].ravel(), np.arange(256))
 
 
+@pytest.mark.parametrize("kind", ["F", "I"])
+def test_levels_of_neither_8_nor_16_bits_are_refused(kind: str) -> None:
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+
+    def file(levels: np.ndarray) -> bytes:
+        return encoded(Image.fromarray(levels.astype({"F": np.float32, "I": np.int32}[kind])), "TIFF")
+
+    strange = [-100 * ramp, 1e6 * ramp]
+    if kind == "F":
+        strange += [ramp, np.where(ramp > 0.5, np.nan, ramp * 255), np.where(ramp > 0.5, np.inf, ramp * 255)]
+    for levels in strange:
+        with pytest.raises(ImageError, match=r"levels are .* save it with 8 or 16 bits"):
+            read_image(file(levels))
+    for top in (255, 65535):
+        assert read_image(file((top * ramp).round())).max() == 255
+    assert read_image(file(np.round(ramp))).max() == 1  # a mask is dark, but whole levels are what they are
+
+
+def test_of_large_images_one_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "LARGE", 1000)
+    inside: list[int] = []
+
+    def slowly(image: Image.Image, channels: int) -> Image.Image:
+        inside.append(1)
+        time.sleep(0.02)
+        assert len(inside) == 1
+        inside.pop()
+        return image.convert("L")
+
+    monkeypatch.setattr(room, "to_levels", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(read_image, [encoded(picture("L"))] * 4))) == 4
+
+
 def bomb(side: int) -> bytes:
     """A PNG whose header says that it is `side` x `side`."""
 
@@ -123,12 +159,12 @@ def test_arrays_that_are_no_image_are_refused(shape: tuple[int, ...], kind: str)
 
 
 def test_files_folders_and_lists_are_gone_through_in_order(tmp_path: Path) -> None:
-    for name in ("deep/b.PNG", "deep/er/a.jpg", "deep/notes.txt", "c.png"):
+    for name in ("deep/b.PNG", "deep/er/a.jpg", "deep/notes.txt", "c.png", "deep/._b.PNG", "deep/.thumbs/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text("x.png\n\n y.png \n")
-    named = [tmp_path / "c.png", tmp_path / "deep", Path(f"@{tmp_path / 'list.txt'}"), Path("-")]
+    (tmp_path / "list.txt").write_text("\ufeffx.png\r\n\n y.png \nz\u2028z.png", "utf-8")  # as Windows writes it
+    named = [tmp_path / "c.png", tmp_path / "deep", Path(f"@{tmp_path / 'list.txt'}"), Path("-"), Path("long" * 99)]
     found = list(image_paths(named, io.StringIO("z.png\n")))
     there = [tmp_path / name for name in ("c.png", "deep/b.PNG", "deep/er/a.jpg")]
-    wanted = [*there, *map(Path, ("x.png", "y.png", "z.png"))]
+    wanted = [*there, *map(Path, ("x.png", "y.png", "z\u2028z.png", "z.png", "long" * 99))]
     assert found == wanted

@@ -1,9 +1,12 @@
 """The page in a browser: what a user drops on it, and what is seen then."""
 
+import io
 import os
+import re
 
 import pytest
 import requests
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tests.support.made_bundle import make_bundle, picture, png
@@ -86,6 +89,36 @@ def test_what_is_wrong_is_said_and_no_old_answer_stands_beside_it(page):
     choose(page, b"no image", "notes.png")
     expect(page.locator("#error")).to_contain_text("no image of a known format")
     assert not page.is_visible("#answer")
+
+
+def test_a_heat_map_has_the_images_own_shape(page):
+    let_in(page)
+    choose(page, png(picture(0)[:32]))  # 64 x 32 px
+    expect(page.locator("#heat")).to_have_attribute("style", re.compile("aspect-ratio: 2"))
+    sides = page.locator("#heat").bounding_box()
+    assert sides["width"] == pytest.approx(2 * sides["height"], rel=0.02)
+
+
+def test_an_image_that_the_browser_cannot_show_is_predicted(page):
+    let_in(page)
+    file = io.BytesIO()
+    Image.fromarray(picture(0)).save(file, "TIFF")
+    choose(page, file.getvalue(), "image.tif")
+    expect(page.locator("#name")).to_contain_text("cannot show")
+    assert page.is_visible("#answer")
+
+
+def test_a_file_that_is_too_large_is_not_sent(page):
+    let_in(page)
+    drop = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(20000001)], "large.png", {type: "image/png"}));
+            return transfer;
+        }"""
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": drop})
+    expect(page.locator("#error")).to_contain_text("large.png has 20.0 MB")
 
 
 def test_without_the_token_the_page_asks_for_it(page):

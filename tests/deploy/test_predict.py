@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from sklearn.datasets import load_sample_images
 from medtune.cli import main
 from medtune.data import load_pair
 from medtune.deploy.bundle import Bundle
+from medtune.deploy.predict import predictions
 from medtune.deploy.predictor import Predictor
 from medtune.errors import ImageError
 from medtune.evidence.calibration import calibrated
@@ -111,6 +114,52 @@ def test_json_and_a_list_from_stdin(
     (found,) = json.loads(capsys.readouterr().out)
     assert found["error"] is None and found["path"] == str(files / "0.png")
     assert set(found["probabilities"]) == {"normal", "pneumonia"}
+
+
+def test_names_are_kept_whatever_is_in_them(
+    exported: Path, files: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    raw = (b"a b.png", '\u00fc\u2028, "1".png'.encode(), b"not utf-8 \xff.png", b"a\rb\nc.png")
+    names = [os.fsdecode(name) for name in raw]
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes((files / "0.png").read_bytes())
+    (folder / os.fsdecode(b"\xff broken.png")).touch()
+    table = tmp_path / "out.csv"
+    assert main(["predict", str(exported), str(folder), "-o", str(table)]) == 1
+    capsysbinary.readouterr()
+    assert main(["predict", str(exported), str(folder)]) == 1
+    assert capsysbinary.readouterr().out == table.read_bytes()
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = list(csv.DictReader(file))
+    assert {Path(line["path"]).name for line in lines if not line["error"]} == set(names)
+    assert len({line["probability pneumonia"] for line in lines if not line["error"]}) == 1 and len(lines) == 5
+
+
+def test_a_disk_that_is_full_is_named(exported: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(exported), str(files), "-o", "/dev/full"]) == 2
+    assert "cannot write /dev/full: No space" in capsys.readouterr().err
+    assert main(["predict", str(exported), str(files / "0.png"), "--gradcam", "/dev/null/heat"]) == 2
+    assert "cannot write /dev/null/heat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99"])
+def test_a_device_that_is_none_is_named(
+    exported: Path, files: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(exported), str(files), "--device", device]) == 2
+    assert f"--device {device}: " in capsys.readouterr().err
+
+
+def test_many_large_images_are_not_held_at_once(predictor: Predictor, tmp_path: Path) -> None:
+    Image.new("L", (600, 500), 90).save(tmp_path / "large.png")
+    read = Mock(side_effect=predictor.predict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "predict", read)
+        list(predictions(predictor, [tmp_path / "large.png"]))
+    (taken,) = read.call_args.args[0]
+    assert taken.shape == (1, 256, 256)
 
 
 def test_nothing_to_predict_is_an_error(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,14 @@ def test_a_port_that_is_taken_is_named(bundle, capsys, no_ray):
         assert f"127.0.0.1 port {port}" in says(capsys, bundle, "--port", port)
 
 
+def test_a_ray_that_does_not_start_is_said_in_words(bundle, capsys, monkeypatch):
+    def late():
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(serving, "start_local_ray", late)
+    assert "error: Ray does not start: The current node timed out" in says(capsys, bundle, "--port", "0")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_others_are_not_let_in_without_a_token(bundle, capsys, no_ray, host):
     error = says(capsys, bundle, "--host", host)

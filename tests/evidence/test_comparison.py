@@ -26,7 +26,7 @@ def pair(seed: int, gain: float = 1.0, other: float = 1.0, count: int = 120) -> 
 
 def test_areas_equal_scikit_learn_with_ties() -> None:
     a, b, labels = pair(0)
-    found = delong(a, b, labels)
+    found = delong([a, b], labels)[0]
     assert found.a == pytest.approx(roc_auc_score(labels, a[:, 1]), abs=1e-12)
     assert found.b == pytest.approx(roc_auc_score(labels, b[:, 1]), abs=1e-12)
     assert found.difference == found.a - found.b
@@ -53,37 +53,37 @@ def test_the_error_of_the_difference_is_the_bootstraps() -> None:
 
 
 def test_equal_classifiers_are_found_different_about_as_often_as_said() -> None:
-    false_alarms = np.mean([delong(*pair(seed)).p < 0.05 for seed in range(600)])
+    false_alarms = np.mean([delong((a, b), labels)[0].p < 0.05 for a, b, labels in map(pair, range(600))])
     assert 0.03 <= false_alarms <= 0.075
 
 
 def test_better_is_found_better_and_the_other_way_round() -> None:
     a, b, labels = pair(3, gain=3.0, other=0.5)
-    found, turned = delong(a, b, labels), delong(b, a, labels)
+    found, turned = delong([a, b], labels)[0], delong([b, a], labels)[0]
     assert found.p < 0.001 and found.low > 0
     assert turned.difference == -found.difference and turned.p == pytest.approx(found.p)
 
 
 def test_the_same_classifier_and_perfect_ones_have_no_difference() -> None:
     a, _, labels = pair(4)
-    assert delong(a, a, labels)[2:] == (0, 0, 0, 1)
+    assert delong([a, a], labels)[0][2:] == (0, 0, 0, 1)
     perfect = np.eye(2)[labels]
-    assert delong(perfect, perfect, labels).p == 1
-    assert delong(perfect, 1 - perfect, labels).p == 0
+    assert delong([perfect, perfect], labels)[0].p == 1
+    assert delong([perfect, 1 - perfect], labels)[0].p == 0
 
 
 def test_more_classes_and_too_few_images_are_refused() -> None:
     three = np.full((4, 3), 1 / 3)
     with pytest.raises(ValueError, match="two classes, got 3"):
-        delong(three, three, [0, 1, 2, 0])
+        delong([three, three], [0, 1, 2, 0])
     two = np.full((3, 2), 0.5)
     with pytest.raises(ValueError, match="2 images of each class, got 2 and 1"):
-        delong(two, two, [0, 1, 0])
+        delong([two, two], [0, 1, 0])
 
 
 def test_a_paired_bootstrap_agrees_with_delong_on_the_auc() -> None:
     a, b, labels = pair(5, gain=1.6, other=1.0, count=400)
-    drawn, exact = paired_bootstrap("auc", a, b, labels, 2000), delong(a, b, labels)
+    drawn, exact = paired_bootstrap("auc", [a, b], labels, 2000)[0], delong([a, b], labels)[0]
     assert drawn[:3] == pytest.approx(exact[:3], abs=1e-12)
     assert drawn[3:5] == pytest.approx(exact[3:5], abs=0.006)
     assert abs(drawn.p - exact.p) < 0.03
@@ -93,12 +93,24 @@ def test_a_paired_bootstrap_of_any_figure_and_any_number_of_classes() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
     good, poor = softmax(rng.normal(size=(90, 3)) + 3 * np.eye(3)[labels]), softmax(rng.normal(size=(90, 3)))
-    found = paired_bootstrap(brier, good, poor, labels, 200)
+    found = paired_bootstrap(brier, [good, poor], labels, 200)[0]
     assert found.difference == brier(good, labels) - brier(poor, labels)
     assert found.high < 0 and found.p == pytest.approx(2 / 201)
-    assert paired_bootstrap("auc", good, good, labels, 200)[2:] == (0, 0, 0, 1)
+    assert paired_bootstrap("auc", [good, good], labels, 200)[0][2:] == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="auc is undefined"):
-        paired_bootstrap("auc", good[:1], poor[:1], [0])
+        paired_bootstrap("auc", [good[:1], poor[:1]], [0])
+
+
+def test_of_several_classifiers_the_mean_is_compared_and_of_several_groups_each_two() -> None:
+    cases = [pair(6, gain=gain, count=500) for gain in (1.5, 1.2, 1.0)]
+    groups, labels = [np.stack(one[:2]) for one in cases], cases[0][2]
+    areas = [np.mean([roc_auc_score(labels, probs[:, 1]) for probs in group]) for group in groups]
+    found, drawn = delong(groups, labels), paired_bootstrap("auc", groups, labels, 2000)
+    for by_normal, by_resamples, (i, j) in zip(found, drawn, ((0, 1), (0, 2), (1, 2)), strict=True):
+        assert by_normal[:3] == pytest.approx((areas[i], areas[j], areas[i] - areas[j]), abs=1e-12)
+        assert by_resamples[:5] == pytest.approx(by_normal[:5], abs=0.006)
+    twice = [np.stack([one, one]) for one in (groups[0][0], groups[1][0])]
+    assert delong(twice, labels)[0] == pytest.approx(delong([one[0] for one in twice], labels)[0], abs=1e-9)
 
 
 def test_holm_equals_hand_worked_numbers() -> None:

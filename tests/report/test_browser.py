@@ -1,5 +1,6 @@
 """The page in Chromium: drawn without an error or a request, at a phone's width and a desk's, in the dark, on paper."""
 
+import itertools
 import shutil
 
 import pytest
@@ -24,7 +25,7 @@ def page_file(tmp_path_factory):
         logits_of(study, study.trial(0.2 + number / 100, optimizer=optimizer, external=external))
     study.trial(0.5, state="PRUNED", epochs=2)
     study.trial(0.6, state="FAIL", epochs=1)
-    sheets = sheets_folder(study.folder, 0)
+    sheets = sheets_folder(study, 0)
     sheets.mkdir(parents=True)
     Image.new("RGB", (900, 40), "red").save(sheets / "val-hits.png")
     return write(study.read(), folder / "report.html")
@@ -99,4 +100,15 @@ def test_it_prints_light_with_plots_that_fit_the_paper(browser, page_file):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("figure .main-svg").first.evaluate("el => el.getBoundingClientRect().width") <= 660
     assert page.pdf(format="A4").startswith(b"%PDF") and wrong == []
+    page.context.close()
+
+
+def test_heads_of_parallel_axes_do_not_touch(browser, page_file):
+    page, _ = opened(browser, page_file, 1280)
+    boxes = page.locator("#parallel .annotation-text-g").evaluate_all(
+        "nodes => nodes.filter(n => n.querySelector('[style*=bold]')).map(n => n.getBoundingClientRect())"
+        ".map(b => [b.left, b.right]).sort((a, b) => a[0] - b[0])"
+    )
+    gaps = [after[0] - before[1] for before, after in itertools.pairwise(boxes)]
+    assert len(gaps) >= 5 and min(gaps) > 8
     page.context.close()

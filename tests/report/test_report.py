@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medtune import cli, predictions
+from medtune.choose.hindsight import RUNS, correlations
 from medtune.errors import StudyError
 from medtune.metrics import classification, intervals, softmax
 from medtune.predictions import Predicted
@@ -22,7 +23,7 @@ from medtune.report.keep import kept_up
 from medtune.report.page import sections, write
 from medtune.report.parts import Plot, Table, Words
 from medtune.report.source import read_source
-from medtune.report.space import ENOUGH, forests
+from medtune.report.space import ENOUGH, forests, head_lines
 from medtune.results import predicted, print_outcome, rank, sheets_folder
 from medtune.search.conductor import attempt_folder
 from medtune.storage.home import Home
@@ -142,7 +143,13 @@ def test_external_against_val_has_each_tested_trial_and_the_rank_correlation(mad
     drawn = sorted(y for one in found.data for y in one["y"])
     assert drawn == [0.6, 0.7, 0.8, 0.9]
     table = next(one for one in parts(made.read(), Table) if one.heads[0] == "selected by")
-    assert table.rows[0][:2] == ["val/loss", "+1.00 [+1.00, +1.00]"], "the lower the loss, the higher the AUC"
+    assert table.rows[0][:2] == ["val/loss", "+1.00 (too few: 3)"], "the lower the loss, the higher the AUC"
+    for number in range(5):
+        made.trial(0.3 + 0.01 * number, external={"external/auc": 0.6 + 0.01 * (number % 2)})
+    table = next(one for one in parts(made.read(), Table) if one.heads[0] == "selected by")
+    for row, one in zip(table.rows, correlations(made.read().rows, "these"), strict=True):
+        shown = "-" if one["rho"] is None else f"{one['rho']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+        assert row[:2] == [one["selection"], shown], "as `medtune choose` says it"
 
 
 def test_roc_and_reliability_are_of_the_trials_logits(made):
@@ -211,12 +218,26 @@ def test_contact_sheets_are_on_the_page(made, tmp_path):
     study = made.read()
     assert "medtune gradcam" in words(study)
     number = rank(study, study.selection)[0].number
-    folder = sheets_folder(study.folder, number)
+    folder = sheets_folder(study, number)
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "external-misses.png")
     page = write(study, tmp_path / "r.html").read_text()
     data = base64.b64encode((folder / "external-misses.png").read_bytes()).decode()
     assert f'src="data:image/png;base64,{data}"' in html.unescape(page) and f"Trial {number}," in page
+
+
+def test_heads_of_axes_are_broken_and_long_ones_get_more_room(tmp_path):
+    assert head_lines("milestones.first") == ["milestones", ".first"]
+    assert head_lines("val_shift/loss") == ["val_shift", "/loss"] and head_lines("val/loss") == ["val/loss"]
+    assert head_lines("activation_checkpointing") == ["activation", "_checkpointing"]
+    study = MadeStudy(tmp_path / "made")
+    study.trial(0.3)
+    usual = plot(study.read(), "parallel")
+    heads = [note["text"] for note in usual.layout["annotations"] if note["text"].startswith("<b>")]
+    assert usual.width == 110 * len(heads) and heads[-1] == "<b>val/loss</b>"
+    record = study.read()
+    record.record["selection"] = "val/specificity"
+    assert plot(record, "parallel").width > usual.width
 
 
 def test_a_plan_says_that_it_searches_nothing(made):
@@ -272,7 +293,8 @@ def test_a_choice_comes_first_with_ties_threshold_and_cautions(made):
         "study": "made", "by": "val/auc", "external_labels_used": False, "candidates": 3, "seeds": [7, 8],
         "finalists": [finalist(2, 1, False), finalist(0, 2, True)], "chosen": {"trial": 2, "run": 1, "why": "best mean"},
         "ties": "trial 0 cannot be told from trial 2", "threshold": {"rule": "youden", "value": 0.37, "set_on": "val"},
-        "temperature": 1.4, "figures": figures, "correlations": [], "cautions": ["two seeds say little"],
+        "temperature": 1.4, "figures": figures, "correlations": correlations(made.read().rows, RUNS),
+        "cautions": ["two seeds say little"],
     })  # fmt: skip
     study = made.read()
     first = sections(read_source(study))[0].blocks
@@ -282,6 +304,7 @@ def test_a_choice_comes_first_with_ties_threshold_and_cautions(made):
     cells = [cell for table in parts(study, Table) for row in table.rows for cell in row]
     assert "from 0.370 on (youden, set on val)" in cells and "0.812 [0.700,\u00a00.900]" in cells
     assert "2 (tied with the first)" in cells
+    assert any("the finalists' runs, by `medtune choose`" in table.caption for table in parts(study, Table))
     names = [one["name"] for one in plot(study, "calibration-val").data]
     assert "trial 2, seed 8 (chosen), temperature 1.40" in names
 
@@ -301,7 +324,8 @@ def test_a_place_that_cannot_be_written_is_named(made):
 
 def test_a_sweep_ends_with_the_pages_path(made, capsys):
     assert print_outcome(made.folder)
-    assert f"page for the browser: {made.folder}/report.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"page for the browser: {made.folder}/report.html" in said and "medtune choose made" in said
     assert (made.folder / "report.html").stat().st_size > 1e6
 
 

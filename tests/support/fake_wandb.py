@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-Mode = Literal["ok", "error", "stream-error", "file-error", "no-sweeps", "slow", "silent", "unauthorized"]
+Mode = Literal["ok", "error", "stream-error", "file-error", "no-sweeps", "no-states", "slow", "silent", "unauthorized"]
 HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
 
 
@@ -148,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer({"errors": [{"message": "user is not logged in"}]}, 401)
         if mode == "no-sweeps" and ("UpsertSweep" in operation or "AttachRun" in operation):
             return self._answer({"errors": [{"message": "sweeps are not for you"}], "data": None})
+        if mode == "no-states" and "UpsertSweepState" in operation:
+            return self._answer({"errors": [{"message": "the state is not for you"}], "data": None})
         with state.lock:
             if self.path.endswith("/file_stream"):
                 self._answer(_stream(state, self.path.split("/")[-2], call))
@@ -185,9 +187,11 @@ def _graphql(state: FakeWandb, query: str, given: dict[str, Any]) -> dict[str, A
     if "serverInfo" in query:
         answer["serverInfo"] = {"cliVersionInfo": {"max_cli_version": "99.0.0"}, "features": []}
     if "upsertSweep" in query:
-        name = f"sweep{len(state.sweeps) + 1}"
-        state.sweeps[name] = yaml.safe_load(given["config"]) | {"project": given["project"]}
-        answer["upsertSweep"] = {"sweep": {"name": name, "project": project}}
+        name = given["id"].removeprefix("node-") if given.get("id") else f"sweep{len(state.sweeps) + 1}"
+        if name not in state.sweeps:
+            state.sweeps[name] = yaml.safe_load(given["config"]) | {"project": given["project"], "state": "PENDING"}
+        state.sweeps[name]["state"] = given.get("state") or state.sweeps[name]["state"]
+        answer["upsertSweep"] = {"sweep": {"id": f"node-{name}", "name": name, "project": project}}
     if "upsertView" in query:
         number = given.get("id") or f"view-{len(state.views) + 1}"
         inserted = number not in state.views

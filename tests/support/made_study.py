@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from medtune.record import LocalRecord, write_json
 from medtune.results import Study, load_study
 from medtune.search.conductor import attempt_folder
 from medtune.search.ledger import Ledger
-from medtune.search.space import Choice, SearchSpace
+from medtune.search.space import Choice, Listed, SearchSpace
 from medtune.training import EpochResult
 
 METRICS = ("loss", "oa", "auc", "sensitivity", "specificity", "f1")
@@ -34,12 +34,23 @@ BASE = {
 class MadeStudy:
     """A study in `folder` without a driver; `trial` adds one, `read` reads it back."""
 
-    def __init__(self, folder: Path, *, verified: bool = False, external: str = "elsewhere", **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        verified: bool = False,
+        external: str = "elsewhere",
+        plan: Sequence[Mapping[str, Any]] = (),
+        **settings: Any,
+    ) -> None:
+        """`plan`: settings of a stage of finalists, for trials of them instead of `SPACE`."""
         self.folder = folder
+        self.plan = plan
+        self.space = SearchSpace.of(plan, Listed) if plan else SPACE
         trial = TrialConfig(**{"pair": "synthetic", "epochs": 4} | settings)
         self.config = StudyConfig(trial=trial, first_rung=0.5)
         data = replace(load_pair("synthetic"), verified_cpn=verified, external_name=external, synthetic=False)
-        about = describe(self.config, Definition(script="made", space=SPACE), data)
+        about = describe(self.config, Definition(script="made", space=self.space, first=plan, planned=bool(plan)), data)
         folder.mkdir(parents=True)
         write_json(folder / "study.json", {"id": "made-1", "name": folder.name, "created": 0.0, **about})
         self.ledger = Ledger.open(folder / "ledger.journal", folder.name, "minimize")
@@ -57,7 +68,7 @@ class MadeStudy:
     ) -> int:
         """Add a trial whose figures follow from `level`; see `figure`. `more`: figures of each epoch besides."""
         config = self.config.trial
-        number = self.ledger.ask(SPACE, self.config, {**BASE, **settings})
+        number = self.ledger.ask(self.space, self.config, settings if self.plan else {**BASE, **settings})
         self.ledger.note(number, attempt=attempts)
         done = config.epochs if epochs is None else epochs
         for epoch in range(1, done + 1):

@@ -10,8 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyarrow import fs
+
+from medtune.storage.bucket import Bucket
+from medtune.storage.home import LEDGER
+from medtune.storage.segments import Segments
 
 _SERVE = """
 import sys, time
@@ -89,6 +94,19 @@ def _make_bucket(server: S3) -> None:
         except OSError:
             time.sleep(0.1)
     raise AssertionError("the S3 server does not answer")
+
+
+def put_study(root: Bucket, folder: Path) -> Bucket:
+    """Bring a study that was made in a folder, and its stage of finalists, into a bucket, as drivers leave them there."""
+    bucket = root.under(folder.name)
+    Segments(bucket.under("ledger")).begin(folder / LEDGER, None)
+    for path in folder.rglob("*"):
+        key = str(path.relative_to(folder))
+        if path.is_file() and key != LEDGER and not key.startswith("stages/"):
+            bucket.upload(path, key)
+    for stage in folder.glob("stages/*"):
+        put_study(bucket.under("stages"), stage)
+    return bucket
 
 
 @contextmanager
