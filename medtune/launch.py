@@ -18,7 +18,7 @@ from medtune.config import StudyConfig
 from medtune.data import data_folder, external_folder
 from medtune.data.courier import start_courier
 from medtune.data.folders import user_folder
-from medtune.data.pack import pack
+from medtune.data.pack import PACKED, pack
 from medtune.definition import Definition, read_study
 from medtune.errors import LaunchBroke, MedtuneError, StudyError
 from medtune.growth import Scouts, addable, head
@@ -32,10 +32,6 @@ from medtune.search.conductor import Conductor, Launch
 from medtune.storage.desk import Listener, keys_hidden
 from medtune.storage.home import Home
 from medtune.usage import Usage
-
-PACKED = "pack.json"
-"""In a study's folder: the key of the pack that its trials were last given (medtune.data.pack)."""
-
 
 # Tune's own snapshots, loggers and handlers are not used: the ledger, the local record and ours below are.
 TUNE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -234,18 +235,21 @@ def tested_on_own_split(study: Study) -> bool:
 def data_of(study: Study, data_dir: Path | None, external_dir: Path | None) -> tuple[PairData, list[str]]:
     """The study's pair as it is here, and the splits whose images are not those of the study.
 
-    Raises DataError where the files are missing or broken.
+    Raises DataError where the files are broken, or missing on a machine that never trained for the study.
     """
     from medtune.data import load_pair
+    from medtune.data.pack import or_packed
 
     settings = study.record["settings"]
-    data = load_pair(
+    load = functools.partial(
+        load_pair,
         settings["pair"],
         native_size=settings["native_size"],
         data_dir=data_dir,
         external_dir=external_dir,
         external_fallback=tested_on_own_split(study),
     )
+    data = or_packed(load, study.folder)
     return data, [split for split, digest in data.fingerprint.items() if study.record["data"].get(split) != digest]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,12 @@ from pathlib import Path
 from medtune.audit.verdict import at_start as audit_at_start
 from medtune.config import StudyConfig
 from medtune.data import PairData, load_pair
-from medtune.data.pack import open_pack
+from medtune.data.pack import or_packed
 from medtune.definition import Definition, check_definition, check_pretrained, check_same_study
 from medtune.driver import DriverRecord, Outcome, best_trial
-from medtune.errors import ConfigError, DataMissing, LaunchBroke, StorageFault, StudyError, unknown
-from medtune.launch import PACKED, cluster_address, launch
+from medtune.errors import ConfigError, LaunchBroke, StorageFault, StudyError, unknown
+from medtune.launch import cluster_address, launch
 from medtune.progress import Progress
-from medtune.record import read_json
 from medtune.report.keep import kept_up
 from medtune.search.conductor import Conductor, minimised
 from medtune.search.ledger import Ledger, Row
@@ -121,22 +121,16 @@ def require_begun(home: Home, root: Path | Bucket) -> None:
 
 
 def _load_data(config: StudyConfig, definition: Definition, folder: Path) -> PairData:
-    """The pair; where its files are not, what a study on a cluster left of it on this machine."""
-    try:
-        return load_pair(
-            config.trial.pair,
-            native_size=config.trial.native_size,
-            data_dir=config.data_dir,
-            external_dir=config.external_dir,
-            external_fallback=definition.external_fallback,
-        )
-    except DataMissing:
-        # A node that trained for this study can go on with it; that these are its images is checked with its settings.
-        key = (read_json(folder / PACKED) or {}).get("pack")
-        data = open_pack(key) if key else None
-        if data is None:
-            raise
-        return data
+    """The pair. A node that trained for this study has its images, and can go on with it without the files."""
+    load = functools.partial(
+        load_pair,
+        config.trial.pair,
+        native_size=config.trial.native_size,
+        data_dir=config.data_dir,
+        external_dir=config.external_dir,
+        external_fallback=definition.external_fallback,
+    )
+    return or_packed(load, folder)
 
 
 def _run(

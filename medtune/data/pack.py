@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from filelock import FileLock
 
 from medtune.data.folders import user_folder
 from medtune.data.pair import PairData, Split, digest
-from medtune.errors import DataError
+from medtune.errors import DataError, DataMissing
 from medtune.record import read_json, write_json
 
 _LAYOUT = 1  # part of every key: raise it when what is stored changes
 KEPT = 4
 """Packs that stay in a folder, those used last."""
 ABOUT = "about.json"
+PACKED = "pack.json"
+"""In a study's folder: the key of the pack that its trials were last given."""
 _ABANDONED = 86_400.0
 _SPLITS = tuple(field.name for field in dataclasses.fields(PairData) if field.type in ("Split", Split))
 
@@ -70,6 +72,21 @@ def open_pack(key: str, folder: Path | None = None) -> PairData | None:
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in about["pair"].items()}
     parts: dict[str, Any] = {**splits, **plain}
     return PairData(**parts)
+
+
+def or_packed(load: Callable[[], PairData], study: Path) -> PairData:
+    """What `load` gives; where its files are not on this machine, what a study on a cluster left of them here.
+
+    study: its folder. That they are the study's images is for the caller to check. Raises DataError as `load` does.
+    """
+    try:
+        return load()
+    except DataMissing:
+        key = (read_json(study / PACKED) or {}).get("pack")
+        data = open_pack(key) if key else None
+        if data is None:
+            raise
+        return data
 
 
 def pack_digest(key: str, folder: Path | None = None) -> str | None:

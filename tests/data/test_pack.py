@@ -13,9 +13,10 @@ import pytest
 
 from medtune.data import PairData
 from medtune.data.courier import Courier, fetched
-from medtune.data.pack import KEPT, open_pack, pack, pack_digest
+from medtune.data.pack import KEPT, PACKED, open_pack, or_packed, pack, pack_digest
 from medtune.data.pair import digest
-from medtune.errors import DataError, MachineFault
+from medtune.errors import DataError, DataMissing, MachineFault
+from medtune.record import write_json
 
 
 @pytest.fixture
@@ -153,6 +154,26 @@ def test_the_last_few_stay_and_what_a_courier_serves_is_served_on(tiny_data: Pai
         os.utime(tmp_path / "driver" / keys[-1], (n, n))
     assert {path.name for path in (tmp_path / "driver").iterdir() if path.is_dir()} == set(keys[2:])
     assert np.array_equal(fetched(keys[0], couriers[0], tmp_path / "node").val.labels, tiny_data.val.labels)
+
+
+def test_a_machine_without_the_files_reads_what_it_trained_on(
+    served: tuple[str, Path], tiny_data: PairData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study's pack where there is one, and only where the files are missing."""
+    key, folder = served
+    monkeypatch.setattr("medtune.data.pack.packs_folder", lambda: folder)
+
+    def missing() -> PairData:
+        raise DataMissing("pneumoniamnist.npz is not here")
+
+    with pytest.raises(DataMissing, match="not here"):
+        or_packed(missing, tmp_path)
+    write_json(tmp_path / PACKED, {"pack": "of another machine"})
+    with pytest.raises(DataMissing, match="not here"):
+        or_packed(missing, tmp_path)
+    write_json(tmp_path / PACKED, {"pack": key})
+    assert digest(or_packed(missing, tmp_path).val) == digest(tiny_data.val)
+    assert or_packed(lambda: tiny_data, tmp_path) is tiny_data
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(served: tuple[str, Path], tiny_data: PairData, tmp_path: Path) -> None:
