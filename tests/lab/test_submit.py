@@ -54,7 +54,7 @@ def day(cluster, folder):
     seen["second submit"] = cluster.disk("cli", "/root/submit.log").read_text()
     seen["busy"] = cluster.run("head", f"medtune studies --json --storage {STORAGE}").stdout
     seen["killed"] = cluster.kill_process("w1", "raylet/raylet")
-    wait_until(lambda: json.loads((folder / "driver.json").read_text())["state"] != "running", 150, "the study's end")
+    wait_until(lambda: json.loads((folder / "driver.json").read_text())["state"] != "running", 400, "the study's end")
     return seen
 
 
