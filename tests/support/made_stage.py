@@ -61,7 +61,7 @@ def trained(
     chosen = stage.finalists(study, study.selection, top)
     settings = [stage.settings_of(study, row) for row in chosen]
     plan: Sequence[Mapping[str, Any]] = stage.planned([], settings, stage.fresh_seeds(study, seeds))
-    config = stage._config(study, plan, len(plan), MEANS)
+    config = stage.stage_config(study, plan, len(plan), MEANS)
     definition = Definition(script="choose", space=SearchSpace.of(plan, Listed), first=plan, planned=True)
     folder = study.folder / stage.STAGES / stage.NAME
     folder.mkdir(parents=True)
