@@ -85,7 +85,7 @@ def test_a_choice_is_made_on_one_machine_and_exported_on_another(run, bucket, tm
     log = stage.read(LOG).decode()
     assert log.startswith("--- what the driver said\nchosen: trial 0 of study made") and log.count("chosen: trial") == 2
     said = run("third", "export", "made", "-o", str(tmp_path / "bundle"))
-    assert "best mean val/loss over 2 fresh seeds" in said and (tmp_path / "bundle" / "MODEL_CARD.md").exists()
+    assert "the only finalist, trained again from 2 fresh seeds" in said and (tmp_path / "bundle" / "MODEL_CARD.md").exists()
     assert json.loads(run("fourth", "studies", "--json"))[0]["folder"] == f"{bucket.uri}/made"
 
 
