@@ -77,14 +77,14 @@ class CheckpointStore:
             "fingerprint": dict(snapshot.fingerprint),
             "progress": dict(snapshot.progress),
         }
-        path = self._path("last", snapshot.epoch)
+        path = self.path_of("last", snapshot.epoch)
         try:
             patiently(f"checkpoints in {self.folder}", self._make_room)
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
         if snapshot.best_epoch != self._best_here:
             best = {**about, "kind": "best", "epoch": snapshot.best_epoch}
-            write(self._path("best", snapshot.best_epoch), snapshot.best, best)
+            write(self.path_of("best", snapshot.best_epoch), snapshot.best, best)
             self._best_here = snapshot.best_epoch
         tensors = {f"model.{name}": tensor for name, tensor in snapshot.model.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in snapshot.optimizer.items()}
@@ -121,7 +121,8 @@ class CheckpointStore:
         self.folder.mkdir(exist_ok=True)
         _delete_leftovers(self.folder)
 
-    def _path(self, kind: str, epoch: int) -> Path:
+    def path_of(self, kind: str, epoch: int) -> Path:
+        """Where this attempt's checkpoint after an epoch lies or will lie; `kind`: last or best."""
         return self.folder / f"{kind}-{epoch:04d}.safetensors"
 
     def _prune(self, epoch: int) -> None:
@@ -133,7 +134,7 @@ class CheckpointStore:
         kept = {path for _, path in last[-KEEP_LAST:]}
         for path in tuple(kept):
             with contextlib.suppress(CheckpointError):
-                kept.add(self._path("best", describe(path)["best_epoch"]))
+                kept.add(self.path_of("best", describe(path)["best_epoch"]))
         _delete(self.folder, kept)
 
 

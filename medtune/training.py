@@ -236,14 +236,14 @@ class Fit(Iterator[EpochResult]):
             self.save()
         return result
 
-    def save(self) -> None:
-        """Write a checkpoint; nothing without a store, or when this epoch has one. Raises CheckpointError.
+    def save(self) -> Path | None:
+        """Write a checkpoint now; None without a store, or when this epoch has one. Raises CheckpointError.
 
         On a GPU the weights are copied now and written meanwhile: `settle` waits, and so does the next save, which then
         raises what went wrong.
         """
         if self._store is None or not self._group.leads or self.epoch == self._saved_epoch:
-            return
+            return None
         self.settle()
         snapshot = self._snapshot()
         if self._writer is None:
@@ -253,6 +253,7 @@ class Fit(Iterator[EpochResult]):
             copied = replace(snapshot, model=model, optimizer=optimizer, best=best)
             self._writing = self._writer.submit(self._store.save, copied)
         self._saved_epoch, self._saved_time = self.epoch, time.monotonic()
+        return self._store.path_of("last", self.epoch)
 
     def settle(self) -> None:
         """Wait until what was to be saved is on disk. Raises CheckpointError when the disk refused."""
