@@ -250,7 +250,8 @@ def tell_kernels(config: TrialConfig, data: PairData, device: torch.device, most
     with profile(activities=[activity]) as seen:
         next(fitting)
     fitting.close()
-    events = [(event.self_device_time_total or event.self_cpu_time_total, event) for event in seen.key_averages()]
+    kind = "device" if device.type == "cuda" else "cpu"  # else the calls that start kernels would count as well
+    events = [(getattr(event, f"self_{kind}_time_total"), event) for event in seen.key_averages()]
     total = sum(taken for taken, _ in events)
     print(f"\n{config.model}: {total / steps / 1000:.2f} ms of kernels a step, validation's share in it")
     for taken, event in sorted(events, key=lambda entry: -entry[0])[:most]:
