@@ -201,11 +201,12 @@ def own_ray() -> Iterator[None]:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     logging.getLogger("ray").setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
     try:
         _start()
         yield
     finally:
-        started = psutil.Process().children(recursive=True)
+        started = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
         # Ray's agents that have only just begun do not notice that it is gone.
         for process in psutil.wait_procs(started, timeout=3)[1]:

@@ -48,8 +48,22 @@ class SmallAttempt(NotedAttempt):
     reserved = 19 * GIB
 
 
+class HeldAttempt(NotedAttempt):
+    """Begins no epoch after its first before the study's folder holds a file `go`."""
+
+    def next_report(self) -> Report:
+        """One epoch, when it may."""
+        while self.epoch and not (self.spec.trials.parent / "go").exists():
+            time.sleep(0.05)
+        return super().next_report()
+
+
 class NotedTrial(PlayedTrial):
     attempt_class = NotedAttempt
+
+
+class HeldTrial(PlayedTrial):
+    attempt_class = HeldAttempt
 
 
 class SmallTrial(PlayedTrial):
