@@ -18,6 +18,7 @@ from medtune.config import Precision, TrialConfig
 from medtune.data import PairData, Split, limit, load_pair
 from medtune.errors import CheckpointError, MedtuneError
 from medtune.memory import is_out_of_memory
+from medtune.models.layout import to_device
 from medtune.predictions import Predicted
 from medtune.weights import load_weights
 
@@ -269,7 +270,7 @@ def evaluate_checkpoint(
         models.load_published(network, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{path} as {config.model}: {error}") from error
-    network = network.to(device)
+    network = to_device(network, device)
     logits = predict(network, data.val, config.image_size, device, precision)
     external = external_test(network, config, data, device)
     leaks = leak_figures(whole, external["predictions"], external_limit, resamples, drop_leaked)

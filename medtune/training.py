@@ -34,6 +34,7 @@ from medtune.epoch import DeviceSplit, optimizer_of, train_epoch
 from medtune.errors import CheckpointError, DataError, MachineFault, MedtuneError, TrainingDiverged
 from medtune.evaluate import default_device, eval_batch, figures, logits_of, shift_figures
 from medtune.memory import fewer, is_out_of_memory, least
+from medtune.models.layout import to_device
 from medtune.parallel import SOLO, Group, synchronised
 from medtune.seeding import reproducible
 from medtune.steps import Stepper, stepper_of
@@ -148,7 +149,7 @@ class Fit(Iterator[EpochResult]):
         self._val_labels = np.asarray(data.val.labels)
         self._group = group
         built, self.notes = _build(config, data)
-        self._model: nn.Module | None = synchronised(built.to(device), group, device)
+        self._model: nn.Module | None = synchronised(to_device(built, device), group, device)
         self.optimizer: Any = optimizer_of(self._model, config, device)
         drops = list(config.milestone_epochs()) if config.schedule == "milestones" else []
         self._scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, drops, config.gamma)
@@ -307,6 +308,7 @@ class Fit(Iterator[EpochResult]):
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        laid_out_alike(self.optimizer)
         lr = snapshot.progress["lr"]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -380,6 +382,14 @@ def _here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(x.is_cuda for x in tensors.values()):
         torch.cuda.current_stream().synchronize()
     return copies
+
+
+def laid_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer keeps of a parameter the parameter's strides: fused steps refuse others."""
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _build(config: TrialConfig, data: PairData) -> tuple[nn.Module, list[str]]:

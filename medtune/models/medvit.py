@@ -251,6 +251,8 @@ def _reset(module: nn.Module) -> None:
 
 BLOCKS = (ECB, LTB)
 """What activation checkpointing computes again."""
+CHANNELS_LAST = True
+"""Convolutions are most of it: `medtune.models.layout`."""
 
 
 def medvit_small(num_classes: int, in_channels: int, patch_momentum: bool = False) -> MedViT:

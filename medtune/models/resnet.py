@@ -12,6 +12,8 @@ from torch import nn
 
 BLOCKS = (Bottleneck,)
 """What activation checkpointing computes again."""
+CHANNELS_LAST = True
+"""Convolutions are most of it: `medtune.models.layout`."""
 
 
 def resnet50(num_classes: int, in_channels: int) -> nn.Module:

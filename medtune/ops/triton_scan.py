@@ -97,8 +97,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.medtune.triton_scan_backward(*ctx.saved_tensors, dy, ctx.softplus, ctx.height, ctx.width)
-    _, _, _, _, D, bias, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # asked for once: activation checkpointing computes them anew at each look
+    *_, D, bias, _ = saved
+    grads = torch.ops.medtune.triton_scan_backward(*saved, dy, ctx.softplus, ctx.height, ctx.width)
     du, ddelta, dA, dmix, dD, dbias = grads
     return du, ddelta, dA, dmix, None if D is None else dD, None if bias is None else dbias, None, None, None, None
 
