@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from PIL import Image
 
 from medtune.deploy.images import read_image
 from medtune.deploy.predictor import Predictor
-from medtune.deploy.serving import TOKEN
+from medtune.deploy.serving import TOKEN, own_ray
 from tests.support.made_bundle import make_bundle, picture, png
 from tests.support.served import below, served, starting, wait_for
 
@@ -134,6 +135,17 @@ def alive(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_others_of_the_same_process_outlive_it(monkeypatch):
+    """W&B's service, say, that a trial of this process began."""
+    begun = []
+    monkeypatch.setattr("medtune.deploy.serving._start", lambda: begun.append(subprocess.Popen(["sleep", "60"])))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with own_ray():
+            pass
+        assert begun[0].wait(1) == -signal.SIGKILL and other.poll() is None
+        other.kill()
 
 
 @pytest.mark.slow
