@@ -12,6 +12,7 @@ import pytest
 from medtune.results import load_study
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # `make sweep` itself is run by .ci/run
 SMALL = "--epochs 3 --train-limit 32 --external-limit 20 --resamples 50 --batch-size 16 --image-size 28"
 
 

@@ -133,6 +133,7 @@ def losing_one(lose: Callable[[], object]) -> Callable[[Path], None]:
     return beside
 
 
+@pytest.mark.slow
 def test_a_raylet_is_killed(undisturbed: Study, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("two")
     study = run(tmp_path, losing_one(lambda: nodes.kill_raylet("two")), hold=4, checkpoint_seconds=1000)

@@ -138,6 +138,7 @@ def test_each_seat_has_one_process_for_all_its_trials(several, tmp_path):
     assert len(processes(notes)) == 2
 
 
+@pytest.mark.slow
 def test_small_trials_share_a_card_by_what_was_measured(several, tmp_path, monkeypatch):
     monkeypatch.setenv("PLAYED_SECONDS", "1")  # long enough for the others to start meanwhile
     several.join("large")

@@ -340,6 +340,7 @@ def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp
     assert not any(row.state == "FAIL" for row in left.rows)
 
 
-def test_killed_five_times_and_every_trial_accounted_for(tmp_path):
-    account = kill_resume.campaign(tmp_path, kills=5, trials=80, seed=1)
-    assert account.kills == 5, "the study ended before it could be killed"
+@pytest.mark.parametrize(("kills", "trials"), [(2, 30), pytest.param(5, 80, marks=pytest.mark.slow)])
+def test_killed_again_and_again_and_every_trial_accounted_for(tmp_path, kills, trials):
+    account = kill_resume.campaign(tmp_path, kills=kills, trials=trials, seed=1)
+    assert account.kills == kills, "the study ended before it could be killed"

@@ -45,7 +45,7 @@ def study(folder: Path) -> Study:
     return load_study("team", folder)
 
 
-@pytest.mark.parametrize("fault", ["die", "memory", "error"])
+@pytest.mark.parametrize("fault", ["die", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("memory", "error"))])
 def test_one_process_of_two_fails(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULTY_TEAM", fault)
     monkeypatch.setenv("FAULTY_TEAM_MARK", str(tmp_path / "died"))

@@ -91,6 +91,7 @@ def staleness(seen) -> float:
     return worst
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_by_another_head_while_the_server_is_silent(cluster, s3, tmp_path, monkeypatch, capsys):
     uri = f"s3://sweeps/study-{os.getpid()}"
     first = Driver(uri, cluster, s3, tmp_path / "head-1")
