@@ -34,13 +34,17 @@ def test_equals_the_float64_loop_and_copied_readings() -> None:
     assert_small(by_interpreter(FEW))
 
 
+@pytest.mark.parametrize("rows", [8, 16])
 @pytest.mark.parametrize(("split", "precision"), [(True, 1e-6), (False, 2e-3)])
-def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precision) -> None:
+def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precision, rows) -> None:
     """The interpreter knows no PTX: here is a warp that does."""
-    tiles = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)  # a row each, a column in each lane
-    found = ptx.run(_sums_by_tensor_cores(split), list(tiles))
+    tiles = np.random.default_rng(0).normal(size=(2 * rows, 32)).astype(np.float32)  # a row each, a column in each lane
+    found = ptx.run(_sums_by_tensor_cores(rows, split), list(tiles))
     lane = np.arange(32)
-    row = 16 * (lane // 16) + 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2  # as `_store_sums` stores
+    if rows == 16:  # as `_store_sums` stores
+        row = 16 * (lane // 16) + 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2
+    else:
+        row = 8 * (lane // 2 % 2) + 4 * (lane % 2) + 2 * (lane // 8 % 2) + lane // 16
     np.testing.assert_allclose(found, tiles.sum(1)[row], atol=precision * np.abs(tiles).sum(1).max())
 
 
