@@ -1,9 +1,11 @@
 """The selective scan's kernels in Triton, forward and backward; `triton_scan.py` calls them.
 
-One program is one warp: an image, a reading (group or direction) and 32 channels, a lane each. A chunk of positions is a
-tile (T, 32) whose column is in one lane's registers, so that the recurrence over positions and the sums over states need
-nothing of other lanes; only the sums over channels do. Each (position, state) costs one exp2 a pass. Positions stay
-where they are on the map: a reading is an order to visit them in. Nothing is added atomically: same input, same bits.
+One program is an image, a reading (group or direction) and 32 channels, a lane each; its G warps have N / G states each. A
+chunk of T positions is a tile (T, G, 32) whose column is in one lane's registers, so that the recurrence over positions
+needs nothing of other lanes, and what is carried from chunk to chunk stays in registers. What does not depend on the state
+is a tile (T, 32) with T / G rows a warp: computed once, shared out through shared memory, as sums over states come back.
+Only sums over channels cross lanes. Each (position, state) costs one exp2 a pass. Positions stay where they are on the
+map: a reading is an order to visit them in. Nothing is added atomically: same input, same bits.
 """
 
 from __future__ import annotations
@@ -164,7 +166,11 @@ def _store_sums(out, n, one, two, rows, MMA: tl.constexpr, EXACT: tl.constexpr, 
 
 @triton.jit
 def _tile(x, x_p, p, column, mask):
-    """x (positions, channels) at places p, zero where masked: (T, BLOCK)."""
+    """x (positions, channels) at places p, zero where masked: (T, BLOCK).
+
+    Float32 at once, also of what waits for the next chunk: a conversion later is where compilers would share a tile out
+    among warps, and have all that follows it computed by each.
+    """
     return tl.load(x + p[:, None] * x_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
@@ -186,6 +192,7 @@ def scan_forward(
 
     Channels lie side by side. That zero is 0 is not specialised: addresses seem unaligned, so that a lane loads no more
     than a channel of a position; were loads made wider, a tile's layout would follow, with positions over several lanes.
+    The next chunk's tiles are asked for before a chunk is computed.
     mix is B over C, in the order of each reading. states (K, images, blocks of channels, chunks, N, BLOCK): what
     enters each chunk but the first, kept for the backward pass (KEEP). G warps have M states each, M G >= N.
     """
