@@ -255,6 +255,18 @@ def scan_forward(
         tl.store(y + p[:, None] * channels + column[None, :], total, mask=mask)
 
 
+@triton.jit
+def _states(kept, chunk, live, turns, warp, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr):
+    """What enters a chunk, as `scan_forward` kept it, nothing before the first: (M, G, BLOCK)."""
+    states = tl.zeros((M, G, BLOCK), tl.float32)
+    for m in tl.static_range(M):
+        n = m * G + warp
+        mask = (n < N)[:, None] & live[None, :] & (chunk > 0)
+        state = tl.load(kept + chunk * (N * BLOCK) + n[:, None] * BLOCK, mask=mask, other=0.0)
+        states = _with_row(states, state, turns, m)
+    return states
+
+
 @triton.jit(do_not_specialize=["images", "length", "height", "width", "zero"])
 def scan_backward(
     u, delta, A, mix, skip, bias, states, dy, du, ddelta, dA, dmix, dskip, dbias,
@@ -306,6 +318,7 @@ def scan_backward(
     next_u = _tile(u, u_p, next_p, column, next_mask)
     next_delta = _tile(delta, delta_p, next_p, column, next_mask)
     next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+    next_states = _states(states, chunks - 1, live, turns, warp, N, M, G, BLOCK)
     for back in range(chunks):
         chunk = chunks - 1 - back
         p, mask, value, raw, grad = next_p, next_mask, next_u, next_delta, next_dy
@@ -314,6 +327,8 @@ def scan_backward(
         next_u = _tile(u, u_p, next_p, column, next_mask)
         next_delta = _tile(delta, delta_p, next_p, column, next_mask)
         next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+        entered = next_states
+        next_states = _states(states, chunk - 1, live, turns, warp, N, M, G, BLOCK)
         step = _step_sizes(raw, offset, SOFTPLUS)
         steps, x, grads = step[:, None, :], (step * value)[:, None, :], grad[:, None, :]
         dx = tl.zeros((T, G, BLOCK), tl.float32)
@@ -323,12 +338,11 @@ def scan_backward(
             at = mix + chunk * (2 * N * T) + n[None, :] * T + rows[:, None]
             B = tl.load(at, mask=(n < N)[None, :], other=0.0)[:, :, None]
             C = tl.load(at + N * T, mask=(n < N)[None, :], other=0.0)[:, :, None]
-            entered = (n < N)[:, None] & live[None, :] & (chunk > 0)
-            h = tl.load(states + chunk * (N * BLOCK) + n[:, None] * BLOCK, mask=entered, other=0.0)
             rate = _row(rates, turns, m)
             decay = tl.exp2(steps * rate[None, :, :])
             pushed = x * B
             reach = grads * C
+            h = _row(entered, turns, m)
             held, entering = decay, decay
             for i in tl.static_range(T):
                 entering = _with_row(entering, h, rows, i)
