@@ -1,9 +1,11 @@
 """The selective scan's kernels in Triton, forward and backward; `triton_scan.py` calls them.
 
-One program is one warp: an image, a reading (group or direction) and 32 channels, a lane each. A chunk of positions is a
-tile (T, 32) whose column is in one lane's registers, so that the recurrence over positions and the sums over states need
-nothing of other lanes; only the sums over channels do. Each (position, state) costs one exp2 a pass. Positions stay
-where they are on the map: a reading is an order to visit them in. Nothing is added atomically: same input, same bits.
+One program is an image, a reading (group or direction) and 32 channels, a lane each; its G warps have N / G states each. A
+chunk of T positions is a tile (T, G, 32) whose column is in one lane's registers, so that the recurrence over positions
+needs nothing of other lanes, and what is carried from chunk to chunk stays in registers. What does not depend on the state
+is a tile (T, 32) with T / G rows a warp: computed once, shared out through shared memory, as sums over states come back.
+Only sums over channels cross lanes. Each (position, state) costs one exp2 a pass. Positions stay where they are on the
+map: a reading is an order to visit them in. Nothing is added atomically: same input, same bits.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def _row(tile, rows, i: tl.constexpr):
     """Row i of a float32 tile. As integers, where compilers drop `+ 0`: nothing of this is left but a register's name."""
-    bits = tl.where(rows[:, None] == i, tile.to(tl.int32, bitcast=True), 0)
+    bits = tl.where(rows[:, None, None] == i, tile.to(tl.int32, bitcast=True), 0)
     return tl.sum(bits, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _with_row(tile, row, rows, i: tl.constexpr):
+    """The tile with another row i."""
+    return tl.where(rows[:, None, None] == i, row[None, :, :], tile)
 
 
 @triton.jit
@@ -60,27 +68,29 @@ def _softplus_slope(delta):
     return tl.where(delta < 0.03, small, 1 - tl.exp2(-delta * LOG2_E))
 
 
-def _sums_by_tensor_cores(split: bool) -> str:
-    """PTX for one warp: $1 to $16 and $17 to $32 are the rows of two tiles, a column in each lane; $0 is one row's sum.
+def _sums_by_tensor_cores(rows: int, split: bool) -> str:
+    """PTX for one warp: $1, $2, ... are the rows (8 or 16) of a tile and of another, a column in each lane; $0: a row's sum.
 
-    Lane l's is of tile l // 16 and of row 4 (l % 4) + 2 (l // 8 % 2) + l // 4 % 2. A matrix product takes four rows as its
-    left operand (16 x 8: four registers in each of 8 x 4 lanes) and adds up four lanes each: its right operand sends the
-    sums of product j to columns 2 j and 2 j + 1, so that four products fill one result. The eight sums of fours that
-    are left are added by exchanges in which each lane gives away what it need not keep.
+    A matrix product takes four rows as its left operand (16 x 8: four registers in each of 8 x 4 lanes) and adds up four
+    lanes each: its right operand sends the sums of product j to columns 2 j and 2 j + 1, so that four products fill one
+    result. The eight sums of fours that are left are added by exchanges in which each lane gives away what it need not keep.
+    Of two tiles of 16 rows, lane l's is of tile l // 16 and of row 4 (l % 4) + 2 (l // 8 % 2) + l // 4 % 2; of two of 8,
+    of tile l // 2 % 2 and of row 4 (l % 2) + 2 (l // 8 % 2) + l // 16, in two lanes each.
     TF32 has 11 bits: `split` adds what a value's upper 11 leave in a second product, for the precision of float32.
     """
+    results = rows // 8
     lines = [".reg .b32 lane, r, c<8>, v<4>, w<4>;", ".reg .f32 d<8>, k, g;", ".reg .pred q, p<3>;"]
     lines += ["mov.u32 lane, %laneid;", "shr.u32 r, lane, 2;"]
     for i in range(8):
         lines += [f"setp.eq.u32 q, r, {i};", f"selp.b32 c{i}, 0x3f800000, 0, q;"]
     product = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
-    for tile in range(2):
-        result = "{" + ", ".join(f"d{4 * tile + i}" for i in range(4)) + "}"
-        lines += [f"mov.f32 d{4 * tile + i}, 0f00000000;" for i in range(4)]
+    for half in range(results):
+        result = "{" + ", ".join(f"d{4 * half + i}" for i in range(4)) + "}"
+        lines += [f"mov.f32 d{4 * half + i}, 0f00000000;" for i in range(4)]
         for j in range(4):
             right = f"{{c{2 * j}, c{2 * j + 1}}}"
             for i in range(4):
-                source = f"${1 + 16 * tile + 4 * j + i}"
+                source = f"${1 + 16 * half + 4 * j + i}"
                 lines += [f"and.b32 v{i}, {source}, 0xffffe000;" if split else f"mov.b32 v{i}, {source};"]
                 lines += [f"sub.f32 w{i}, {source}, v{i};"] if split else []
             for left in "vw" if split else "v":
@@ -93,122 +103,192 @@ def _sums_by_tensor_cores(split: bool) -> str:
         keep = [f"selp.f32 k, d{high}, d{low}, p{p};", f"selp.f32 g, d{low}, d{high}, p{p};"]
         return [*keep, f"shfl.sync.bfly.b32 g, g, {distance}, 0x1f, 0xffffffff;", f"add.f32 d{low}, k, g;"]
 
-    for i in range(4):
-        lines += exchange(i, i + 4, 0, 16)
-    lines += [*exchange(0, 1, 1, 8), *exchange(2, 3, 1, 8), *exchange(0, 2, 2, 4), "mov.f32 $0, d0;"]
+    if rows == 16:
+        for i in range(4):
+            lines += exchange(i, i + 4, 0, 16)
+        lines += [*exchange(0, 1, 1, 8), *exchange(2, 3, 1, 8), *exchange(0, 2, 2, 4), "mov.f32 $0, d0;"]
+    else:
+        lines += [*exchange(0, 2, 0, 16), *exchange(1, 3, 0, 16), *exchange(0, 1, 1, 8)]
+        lines += ["shfl.sync.bfly.b32 g, d0, 4, 0x1f, 0xffffffff;", "add.f32 $0, d0, g;"]
     return "{\n" + "\n".join(lines) + "\n}"
 
 
-SUMS = tl.constexpr(_sums_by_tensor_cores(split=False))
-EXACT_SUMS = tl.constexpr(_sums_by_tensor_cores(split=True))
-CONSTRAINTS = tl.constexpr("=f" + ",f" * 32)
+SUMS_8 = tl.constexpr(_sums_by_tensor_cores(8, split=False))
+EXACT_SUMS_8 = tl.constexpr(_sums_by_tensor_cores(8, split=True))
+SUMS_16 = tl.constexpr(_sums_by_tensor_cores(16, split=False))
+EXACT_SUMS_16 = tl.constexpr(_sums_by_tensor_cores(16, split=True))
+CONSTRAINTS_8 = tl.constexpr("=f" + ",f" * 16)
+CONSTRAINTS_16 = tl.constexpr("=f" + ",f" * 32)
 
 
 @triton.jit
-def _store_sums(out, apart, one, two, rows, MMA: tl.constexpr, EXACT: tl.constexpr):
-    """Write the sums over channels of a tile (16, 32) to `out`, of another to `out + apart`."""
+def _store_sums(out, n, one, two, rows, MMA: tl.constexpr, EXACT: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
+    """Write the sums over channels of a tile (T, G, 32) to `out`'s rows n (G), of another to its rows N + n."""
     if MMA:
-        sums = tl.inline_asm_elementwise(
-            EXACT_SUMS if EXACT else SUMS,
-            CONSTRAINTS,
-            [
-                _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
-                _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
-                _row(one, rows, 8), _row(one, rows, 9), _row(one, rows, 10), _row(one, rows, 11),
-                _row(one, rows, 12), _row(one, rows, 13), _row(one, rows, 14), _row(one, rows, 15),
-                _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
-                _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
-                _row(two, rows, 8), _row(two, rows, 9), _row(two, rows, 10), _row(two, rows, 11),
-                _row(two, rows, 12), _row(two, rows, 13), _row(two, rows, 14), _row(two, rows, 15),
-            ],
-            dtype=tl.float32, is_pure=True, pack=1,
-        )  # fmt: skip
         lane = tl.arange(0, 32)
-        row = 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2
-        tl.store(out + row + tl.where(lane < 16, 0, apart), sums)
+        if T == 16:
+            sums = tl.inline_asm_elementwise(
+                EXACT_SUMS_16 if EXACT else SUMS_16,
+                CONSTRAINTS_16,
+                [
+                    _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
+                    _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
+                    _row(one, rows, 8), _row(one, rows, 9), _row(one, rows, 10), _row(one, rows, 11),
+                    _row(one, rows, 12), _row(one, rows, 13), _row(one, rows, 14), _row(one, rows, 15),
+                    _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
+                    _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
+                    _row(two, rows, 8), _row(two, rows, 9), _row(two, rows, 10), _row(two, rows, 11),
+                    _row(two, rows, 12), _row(two, rows, 13), _row(two, rows, 14), _row(two, rows, 15),
+                ],
+                dtype=tl.float32, is_pure=True, pack=1,
+            )  # fmt: skip
+            row, second, kept = 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2, lane // 16, lane >= 0
+        else:
+            sums = tl.inline_asm_elementwise(
+                EXACT_SUMS_8 if EXACT else SUMS_8,
+                CONSTRAINTS_8,
+                [
+                    _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
+                    _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
+                    _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
+                    _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
+                ],
+                dtype=tl.float32, is_pure=True, pack=1,
+            )  # fmt: skip
+            row, second, kept = 4 * (lane % 2) + 2 * (lane // 8 % 2) + lane // 16, lane // 2 % 2, lane // 4 % 2 == 0
+        place = n[:, None] * T + (second * (N * T) + row)[None, :]
+        tl.store(out + place, sums, mask=kept[None, :] & (n < N)[:, None])
     else:
-        tl.store(out + rows, tl.sum(one, 1))
-        tl.store(out + apart + rows, tl.sum(two, 1))
+        place = n[None, :] * T + rows[:, None]
+        tl.store(out + place, tl.sum(one, 2), mask=(n < N)[None, :])
+        tl.store(out + N * T + place, tl.sum(two, 2), mask=(n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["zero"])
+@triton.jit
+def _tile(x, x_p, p, column, mask):
+    """x (positions, channels) at places p, zero where masked: (T, BLOCK).
+
+    Float32 at once, also of what waits for the next chunk: a conversion later is where compilers would share a tile out
+    among warps, and have all that follows it computed by each.
+    """
+    return tl.load(x + p[:, None] * x_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _over_warps(tile, T: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of G warps' tiles (T, G, BLOCK). Added to zeros, whose rows lie in different warps, as the result's do."""
+    return tl.sum(tl.trans(tile, (1, 0, 2)) + tl.zeros((G, T, BLOCK), tl.float32), 0)
+
+
+@triton.jit(do_not_specialize=["images", "length", "height", "width", "zero"])
 def scan_forward(
     u, delta, A, mix, skip, bias, y, states,
     u_k, u_b, u_p, delta_k, delta_b, delta_p,
-    images, length, channels, padded, height, width, zero,
+    images, length, channels, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr, KEEP: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y (K, images, length, channels) of u, delta (alike, by strides), A (K, N, channels), mix (K, images, 2 N, padded).
+    """y (K, images, length, channels) of u, delta (alike, by strides), A (K, N, channels), mix (K, images, chunks, 2 N, T).
 
     Channels lie side by side. That zero is 0 is not specialised: addresses seem unaligned, so that a lane loads no more
     than a channel of a position; were loads made wider, a tile's layout would follow, with positions over several lanes.
-    mix is B over C, in the order of each reading. states (K, images, chunks, N, channels): what enters each chunk, kept
-    for the backward pass (KEEP), or one chunk's, overwritten.
+    The next chunk's tiles are asked for before a chunk is computed.
+    mix is B over C, in the order of each reading. states (K, images, blocks of channels, chunks, N, BLOCK): what
+    enters each chunk but the first, kept for the backward pass (KEEP). G warps have M states each, M G >= N.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = lane + zero
     live = lane < channels
     reading = tl.program_id(1)
     k, b = reading // images, (reading % images).to(tl.int64)
-    rows = tl.arange(0, T)
+    rows, turns, warp = tl.arange(0, T), tl.arange(0, M), tl.arange(0, G)
     chunks = tl.cdiv(length, T)
     u += k.to(tl.int64) * u_k + b * u_b
     delta += k.to(tl.int64) * delta_k + b * delta_b
     whole = reading.to(tl.int64)
     y += whole * length * channels
-    mix += whole * 2 * N * padded
-    states += whole * N * channels * (chunks if KEEP else 1)
-    A += k * N * channels
+    mix += whole * chunks * 2 * N * T
+    states += (whole * tl.num_programs(0) + tl.program_id(0)) * chunks * N * BLOCK + tl.arange(0, BLOCK)[None, :]
+    A += k * N * channels + lane[None, :]
     offset = tl.load(bias + k * channels + lane, mask=live, other=0.0) if HAS_BIAS else tl.zeros((BLOCK,), tl.float32)
+    through = tl.load(skip + k * channels + lane, mask=live, other=0.0) if HAS_SKIP else tl.zeros((BLOCK,), tl.float32)
+    rates = tl.zeros((M, G, BLOCK), tl.float32)
+    for m in tl.static_range(M):
+        n = m * G + warp
+        rate = tl.load(A + n[:, None] * channels, mask=(n < N)[:, None] & live[None, :], other=0.0)
+        rates = _with_row(rates, rate * LOG2_E, turns, m)
+    state = tl.zeros((M, G, BLOCK), tl.float32)
+    next_p = _place(rows, k, length, height, width, MAP)
+    next_mask = (rows < length)[:, None] & live[None, :]
+    next_u = _tile(u, u_p, next_p, column, next_mask)
+    next_delta = _tile(delta, delta_p, next_p, column, next_mask)
     for chunk in range(chunks):
-        t = chunk * T + rows
-        p = _place(t, k, length, height, width, MAP)
-        mask = (t < length)[:, None] & live[None, :]
-        value = tl.load(u + p[:, None] * u_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        raw = tl.load(delta + p[:, None] * delta_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        p, mask, value, raw = next_p, next_mask, next_u, next_delta
+        t = (chunk + 1) * T + rows
+        next_p = _place(t, k, length, height, width, MAP)
+        next_mask = (t < length)[:, None] & live[None, :]
+        next_u = _tile(u, u_p, next_p, column, next_mask)
+        next_delta = _tile(delta, delta_p, next_p, column, next_mask)
         step = _step_sizes(raw, offset, SOFTPLUS)
-        x = step * value
-        if HAS_SKIP:
-            out = value * tl.load(skip + k * channels + lane, mask=live, other=0.0)[None, :]
-        else:
-            out = tl.zeros((T, BLOCK), tl.float32)
-        enter = states + (chunk * N * channels if KEEP else 0) + lane
-        leave = enter + (N * channels if KEEP else 0)
-        for n in range(N):
-            decay = tl.exp2(step * (tl.load(A + n * channels + lane, mask=live, other=0.0) * LOG2_E)[None, :])
-            pushed = x * tl.load(mix + n * padded + t)[:, None]
-            h = tl.load(enter + n * channels, mask=live & (chunk > 0), other=0.0)
+        steps, x = step[:, None, :], (step * value)[:, None, :]
+        out = tl.zeros((T, G, BLOCK), tl.float32)
+        for m in tl.static_range(M):
+            n = m * G + warp
+            at = mix + chunk * (2 * N * T) + n[None, :] * T + rows[:, None]
+            B = tl.load(at, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            C = tl.load(at + N * T, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            decay = tl.exp2(steps * _row(rates, turns, m)[None, :, :])
+            pushed = x * B
+            h = _row(state, turns, m)
             held = decay
             for i in tl.static_range(T):
                 h = _row(decay, rows, i) * h + _row(pushed, rows, i)
-                held = tl.where(rows[:, None] == i, h[None, :], held)
-            out += held * tl.load(mix + (N + n) * padded + t)[:, None]
-            tl.store(leave + n * channels, h, mask=live & (chunk + 1 < chunks))
-        tl.store(y + p[:, None] * channels + column[None, :], out, mask=mask)
+                held = _with_row(held, h, rows, i)
+            out += held * C
+            state = _with_row(state, h, turns, m)
+        if KEEP:
+            for m in tl.static_range(M):
+                n = m * G + warp
+                kept = (n < N)[:, None] & live[None, :] & (chunk + 1 < chunks)
+                tl.store(states + (chunk + 1) * (N * BLOCK) + n[:, None] * BLOCK, _row(state, turns, m), mask=kept)
+        total = _over_warps(out, T, G, BLOCK) + value * through[None, :]
+        tl.store(y + p[:, None] * channels + column[None, :], total, mask=mask)
 
 
-@triton.jit(do_not_specialize=["zero"])
+@triton.jit
+def _states(kept, chunk, live, turns, warp, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr):
+    """What enters a chunk, as `scan_forward` kept it, nothing before the first: (M, G, BLOCK)."""
+    states = tl.zeros((M, G, BLOCK), tl.float32)
+    for m in tl.static_range(M):
+        n = m * G + warp
+        mask = (n < N)[:, None] & live[None, :] & (chunk > 0)
+        state = tl.load(kept + chunk * (N * BLOCK) + n[:, None] * BLOCK, mask=mask, other=0.0)
+        states = _with_row(states, state, turns, m)
+    return states
+
+
+@triton.jit(do_not_specialize=["images", "length", "height", "width", "zero"])
 def scan_backward(
-    u, delta, A, mix, skip, bias, states, dy, du, ddelta, dA, dmix, dskip, dbias, carry,
+    u, delta, A, mix, skip, bias, states, dy, du, ddelta, dA, dmix, dskip, dbias,
     u_k, u_b, u_p, delta_k, delta_b, delta_p, dy_k, dy_b, dy_p,
     ddelta_k, ddelta_b, ddelta_p,
-    images, length, channels, padded, height, width, zero,
+    images, length, channels, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr,
-    MMA: tl.constexpr, EXACT: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    MMA: tl.constexpr, EXACT: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all that `scan_forward` reads, from dy, shaped like y, by strides.
 
     du: like y; ddelta: likewise, by strides. dA (K, images, N, channels), dskip, dbias (K, images, channels): one image's
-    each, to be summed. dmix (blocks of channels, K, images, 2 N, padded): one block's each, to be summed. carry, like dA:
-    working memory. MMA: add up channels by tensor cores, EXACT: to float32's precision.
+    each, to be summed. dmix (blocks of channels, K, images, chunks, 2 N, T): one block's each, to be summed. MMA: add up
+    channels by tensor cores, EXACT: to float32's precision.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = lane + zero
     live = lane < channels
     reading = tl.program_id(1)
     k, b = reading // images, (reading % images).to(tl.int64)
-    rows = tl.arange(0, T)
+    rows, turns, warp = tl.arange(0, T), tl.arange(0, M), tl.arange(0, G)
     chunks = tl.cdiv(length, T)
     u += k.to(tl.int64) * u_k + b * u_b
     delta += k.to(tl.int64) * delta_k + b * delta_b
@@ -216,89 +296,112 @@ def scan_backward(
     whole = reading.to(tl.int64)
     du += whole * length * channels
     ddelta += k.to(tl.int64) * ddelta_k + b * ddelta_b
-    mix += whole * 2 * N * padded
-    dmix += (whole + tl.program_id(0).to(tl.int64) * tl.num_programs(1)) * 2 * N * padded
-    states += whole * N * channels * chunks + lane
-    A += k * N * channels + lane
-    dA += whole * N * channels + lane
-    carry += whole * N * channels + lane
+    mix += whole * chunks * 2 * N * T
+    dmix += (whole + tl.program_id(0).to(tl.int64) * tl.num_programs(1)) * chunks * 2 * N * T
+    states += (whole * tl.num_programs(0) + tl.program_id(0)) * chunks * N * BLOCK + tl.arange(0, BLOCK)[None, :]
+    A += k * N * channels + lane[None, :]
+    dA += whole * N * channels
     offset = tl.load(bias + k * channels + lane, mask=live, other=0.0) if HAS_BIAS else tl.zeros((BLOCK,), tl.float32)
     through = tl.load(skip + k * channels + lane, mask=live, other=0.0) if HAS_SKIP else tl.zeros((BLOCK,), tl.float32)
-    sum_skip = tl.zeros((BLOCK,), tl.float32)
-    sum_bias = tl.zeros((BLOCK,), tl.float32)
+    rates = tl.zeros((M, G, BLOCK), tl.float32)
+    for m in tl.static_range(M):
+        n = m * G + warp
+        rate = tl.load(A + n[:, None] * channels, mask=(n < N)[:, None] & live[None, :], other=0.0)
+        rates = _with_row(rates, rate * LOG2_E, turns, m)
+    carry = tl.zeros((M, G, BLOCK), tl.float32)
+    sum_A = tl.zeros((M, G, BLOCK), tl.float32)
+    sum_skip = tl.zeros((T, BLOCK), tl.float32)
+    sum_bias = tl.zeros((T, BLOCK), tl.float32)
+    t = (chunks - 1) * T + rows
+    next_p = _place(t, k, length, height, width, MAP)
+    next_mask = (t < length)[:, None] & live[None, :]
+    next_u = _tile(u, u_p, next_p, column, next_mask)
+    next_delta = _tile(delta, delta_p, next_p, column, next_mask)
+    next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+    next_states = _states(states, chunks - 1, live, turns, warp, N, M, G, BLOCK)
     for back in range(chunks):
         chunk = chunks - 1 - back
-        t = chunk * T + rows
-        p = _place(t, k, length, height, width, MAP)
-        mask = (t < length)[:, None] & live[None, :]
-        value = tl.load(u + p[:, None] * u_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        raw = tl.load(delta + p[:, None] * delta_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dy + p[:, None] * dy_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        p, mask, value, raw, grad = next_p, next_mask, next_u, next_delta, next_dy
+        next_p = _place((chunk - 1) * T + rows, k, length, height, width, MAP)
+        next_mask = (rows < chunk * T)[:, None] & live[None, :]
+        next_u = _tile(u, u_p, next_p, column, next_mask)
+        next_delta = _tile(delta, delta_p, next_p, column, next_mask)
+        next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+        entered = next_states
+        next_states = _states(states, chunk - 1, live, turns, warp, N, M, G, BLOCK)
         step = _step_sizes(raw, offset, SOFTPLUS)
-        x = step * value
-        dx = tl.zeros((T, BLOCK), tl.float32)
-        by_decay = tl.zeros((T, BLOCK), tl.float32)
-        entered = live & (chunk > 0)
-        left = live & (back > 0)
-        for n in range(N):
-            rate = tl.load(A + n * channels, mask=live, other=0.0) * LOG2_E
-            B = tl.load(mix + n * padded + t)[:, None]
-            C = tl.load(mix + (N + n) * padded + t)[:, None]
-            h = tl.load(states + (chunk * N + n) * channels, mask=entered, other=0.0)
-            g = tl.load(carry + n * channels, mask=left, other=0.0)
-            sum_A = tl.load(dA + n * channels, mask=left, other=0.0)
-            decay = tl.exp2(step * rate[None, :])
+        steps, x, grads = step[:, None, :], (step * value)[:, None, :], grad[:, None, :]
+        dx = tl.zeros((T, G, BLOCK), tl.float32)
+        by_decay = tl.zeros((T, G, BLOCK), tl.float32)
+        for m in tl.static_range(M):
+            n = m * G + warp
+            at = mix + chunk * (2 * N * T) + n[None, :] * T + rows[:, None]
+            B = tl.load(at, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            C = tl.load(at + N * T, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            rate = _row(rates, turns, m)
+            decay = tl.exp2(steps * rate[None, :, :])
             pushed = x * B
-            reach = grad * C
-            held = decay
+            reach = grads * C
+            h = _row(entered, turns, m)
+            held, entering = decay, decay
             for i in tl.static_range(T):
+                entering = _with_row(entering, h, rows, i)
                 h = _row(decay, rows, i) * h + _row(pushed, rows, i)
-                held = tl.where(rows[:, None] == i, h[None, :], held)
-            back_held = decay
+                held = _with_row(held, h, rows, i)
+            g = _row(carry, turns, m)
+            back_held, leaving = decay, decay
             for j in tl.static_range(T):
                 g = g + _row(reach, rows, T - 1 - j)
-                back_held = tl.where(rows[:, None] == T - 1 - j, g[None, :], back_held)
+                back_held = _with_row(back_held, g, rows, T - 1 - j)
                 g = _row(decay, rows, T - 1 - j) * g
-            tl.store(carry + n * channels, g, mask=entered)
-            _store_sums(dmix + n * padded + chunk * T, N * padded, back_held * x, grad * held, rows, MMA, EXACT)
+                leaving = _with_row(leaving, g, rows, T - 1 - j)
+            carry = _with_row(carry, g, turns, m)
+            _store_sums(dmix + chunk * (2 * N * T), n, back_held * x, grads * held, rows, MMA, EXACT, N, T)
             dx += back_held * B
-            decayed = (held - pushed) * back_held
-            by_decay += decayed * rate[None, :]
-            tl.store(dA + n * channels, sum_A + tl.sum(decayed * step, 0), mask=live)
-        dvalue = step * dx + grad * through[None, :]
-        dstep = value * dx + by_decay * LN_2
+            decayed = entering * leaving
+            by_decay += decayed * rate[None, :, :]
+            sum_A = _with_row(sum_A, _row(sum_A, turns, m) + tl.sum(decayed * steps, 0), turns, m)
+        dx_all = _over_warps(dx, T, G, BLOCK)
+        by_decay_all = _over_warps(by_decay, T, G, BLOCK)
+        dvalue = step * dx_all + grad * through[None, :]
+        dstep = value * dx_all + by_decay_all * LN_2
         if SOFTPLUS:
             dstep *= _softplus_slope(step)
-        sum_skip += tl.sum(grad * value, 0)
-        sum_bias += tl.sum(dstep, 0)
+        sum_skip += grad * value
+        sum_bias += dstep
         tl.store(du + p[:, None] * channels + column[None, :], dvalue, mask=mask)
         tl.store(ddelta + p[:, None] * ddelta_p + column[None, :], dstep, mask=mask)
+    for m in tl.static_range(M):
+        n = m * G + warp
+        tl.store(
+            dA + n[:, None] * channels + lane[None, :], _row(sum_A, turns, m), mask=(n < N)[:, None] & live[None, :]
+        )
     if HAS_SKIP:
-        tl.store(dskip + whole * channels + lane, sum_skip, mask=live)
+        tl.store(dskip + whole * channels + lane, tl.sum(sum_skip, 0), mask=live)
     if HAS_BIAS:
-        tl.store(dbias + whole * channels + lane, sum_bias, mask=live)
+        tl.store(dbias + whole * channels + lane, tl.sum(sum_bias, 0), mask=live)
 
 
-@triton.jit(do_not_specialize=["source_c"])
+@triton.jit(do_not_specialize=["source_c", "images", "length", "chunks", "height", "width"])
 def mix_readings(
     source, mix, source_b, source_p, source_k, source_c,
-    images, length, padded, height, width,
-    BACK: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr,
+    images, length, chunks, height, width,
+    BACK: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """mix (K, images, WIDTH, padded), zero past the end, of source (images, length, K, WIDTH) by strides; or BACK.
+    """mix (K, images, chunks, WIDTH, T), zero past the end, of source (images, length, K, WIDTH) by strides; or BACK.
 
-    COLUMNS: the power of two that holds WIDTH.
+    COLUMNS: the power of two that holds WIDTH. BLOCK: a program's positions.
     """
     reading = tl.program_id(1)
     k, b = reading // images, (reading % images).to(tl.int64)
-    t = tl.program_id(0) * T + tl.arange(0, T)
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, COLUMNS)
     p = _place(t, k, length, height, width, True)
     kept = (column < WIDTH)[None, :]
     inside = (t < length)[:, None] & kept
     source += b * source_b + k * source_k + p[:, None] * source_p + column[None, :] * source_c
-    mix += reading.to(tl.int64) * WIDTH * padded + column[None, :] * padded + t[:, None]
+    mix += reading.to(tl.int64) * chunks * WIDTH * T + (t // T * (WIDTH * T) + t % T)[:, None] + column[None, :] * T
     if BACK:
         tl.store(source, tl.load(mix, mask=inside, other=0.0), mask=inside)
     else:
-        tl.store(mix, tl.load(source, mask=inside, other=0.0).to(tl.float32), mask=(t < padded)[:, None] & kept)
+        tl.store(mix, tl.load(source, mask=inside, other=0.0).to(tl.float32), mask=(t < chunks * T)[:, None] & kept)

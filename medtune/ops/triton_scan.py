@@ -16,8 +16,12 @@ from torch import Tensor
 
 from medtune.ops import triton_kernels as kernels
 
-CHUNK = 16
+CHUNK = 8
 """Positions in a tile; the state that enters each is kept for the backward pass."""
+WARPS = 4
+"""Warps of a program, which share its states out; as many as there are states at most."""
+FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168
+"""A lane may have so many: fewer, and more programs are on a multiprocessor at once, but values are put into memory."""
 LANES = 32
 """Channels of a program, one for each lane of its warp."""
 LONGEST = 2**20
@@ -29,7 +33,7 @@ def triton_selective_scan(
 ) -> Tensor:
     """u, delta: (G, batch, L, d), any strides; A: (G, N, d); B, C: (G, batch, N, L); D, bias: (G, d). Returns y like u."""
     mix = torch.cat((B.float(), C.float()), dim=2)
-    mix = F.pad(mix, (0, -u.shape[2] % CHUNK)).contiguous()
+    mix = F.pad(mix, (0, -u.shape[2] % CHUNK)).unflatten(3, (-1, CHUNK)).transpose(2, 3).contiguous()
     return _scan(u, delta, A, mix, D, bias, softplus, 0, 0)
 
 
@@ -72,9 +76,9 @@ def _forward(
     with _on(u):
         kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
             u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
-            images, length, channels, mix.shape[3], height, width, 0,
+            images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0, KEEP=keep,
-            N=A.shape[1], T=CHUNK, BLOCK=LANES, num_warps=1, num_stages=1,
+            **_sizes(A, mix), maxnreg=FORWARD_REGISTERS,
         )  # fmt: skip
     return y, states
 
@@ -84,9 +88,9 @@ def _outputs(
     u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool,
     height: int, width: int, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    readings, images, length, channels = u.shape
-    chunks = -(-length // CHUNK) if keep else 1
-    states = u.new_empty((readings, images, chunks, A.shape[1], channels), dtype=torch.float32)
+    readings, images, _, channels = u.shape
+    chunks = mix.shape[2] if keep else 0
+    states = u.new_empty((readings, images, -(-channels // LANES), chunks, A.shape[1], LANES), dtype=torch.float32)
     return u.new_empty(u.shape), states
 
 
@@ -116,19 +120,27 @@ def _backward(
     dy = _rows(dy)
     du, ddelta = u.new_empty(u.shape), torch.empty_like(delta)  # in delta's order in memory: spares a product's input a copy
     blocks = triton.cdiv(channels, LANES)
-    dA, carry = (A.new_empty((readings, images, A.shape[1], channels)) for _ in range(2))
+    dA = A.new_empty((readings, images, A.shape[1], channels))
     dmix = A.new_empty((blocks, *mix.shape))
     dD, dbias = (A.new_zeros((readings, images, channels)) for _ in range(2))
     with _on(u):
         kernels.scan_backward[(blocks, readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, dA, dmix, dD, dbias, carry,
+            u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, dA, dmix, dD, dbias,
             *u.stride()[:3], *delta.stride()[:3], *dy.stride()[:3], *ddelta.stride()[:3],
-            images, length, channels, mix.shape[3], height, width, 0,
+            images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0,
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
-            N=A.shape[1], T=CHUNK, BLOCK=LANES, num_warps=1, num_stages=1,
+            **_sizes(A, mix), maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
     return du, ddelta, dA.sum(1), dmix.sum(0), dD.sum(1), dbias.sum(1)
+
+
+def _sizes(A: Tensor, mix: Tensor) -> dict[str, int]:
+    """How a program's states are shared out among its warps."""
+    states = A.shape[1]
+    warps = min(WARPS, triton.next_power_of_2(states))
+    each = triton.next_power_of_2(triton.cdiv(states, warps))
+    return {"N": states, "M": each, "G": warps, "T": mix.shape[4], "BLOCK": LANES, "num_warps": warps, "num_stages": 1}
 
 
 @_backward.register_fake
@@ -148,7 +160,7 @@ def _has_tensor_cores(u: Tensor) -> bool:
 
 @torch.library.custom_op("medtune::mix_readings", mutates_args=())
 def _mix(source: Tensor, height: int, width: int) -> Tensor:
-    """(B, H W, 4, 2 N) -> (4, B, 2 N, H W padded to whole chunks), in float32, each reading in its order."""
+    """(B, H W, 4, 2 N) -> (4, B, chunks, 2 N, CHUNK), in float32, each reading in its order, zero past the end."""
     mix = _mixed(source, height, width)
     _launch_mix(source, mix, height, width, back=False)
     return mix
@@ -157,7 +169,7 @@ def _mix(source: Tensor, height: int, width: int) -> Tensor:
 @_mix.register_fake
 def _mixed(source: Tensor, height: int, width: int) -> Tensor:
     images, length, readings, columns = source.shape
-    return source.new_empty((readings, images, columns, -(-length // CHUNK) * CHUNK), dtype=torch.float32)
+    return source.new_empty((readings, images, -(-length // CHUNK), columns, CHUNK), dtype=torch.float32)
 
 
 @torch.library.custom_op("medtune::unmix_readings", mutates_args=())
@@ -170,17 +182,18 @@ def _unmix(mix: Tensor, height: int, width: int) -> Tensor:
 
 @_unmix.register_fake
 def _unmixed(mix: Tensor, height: int, width: int) -> Tensor:
-    readings, images, columns, _ = mix.shape
+    readings, images, _, columns, _ = mix.shape
     return mix.new_empty((images, height * width, readings, columns))
 
 
 def _launch_mix(source: Tensor, mix: Tensor, height: int, width: int, back: bool) -> None:
-    readings, images, columns, padded = mix.shape
+    readings, images, chunks, columns, chunk = mix.shape
     strides = (source.stride(i) for i in (0, 1, 2, 3))
     with _on(mix):
-        kernels.mix_readings[(triton.cdiv(padded, LANES), readings * images)](
-            source, mix, *strides, images, height * width, padded, height, width,
-            BACK=back, WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=LANES, num_warps=4,
+        kernels.mix_readings[(triton.cdiv(chunks * chunk, LANES), readings * images)](
+            source, mix, *strides, images, height * width, chunks, height, width,
+            BACK=back, WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=chunk, BLOCK=LANES,
+            num_warps=4,
         )  # fmt: skip
 
 
