@@ -18,7 +18,8 @@ from tests.lab.hosts import Lab, address, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-TRAINS = "ray::.*Trainable"
+TRIALS = "ray::.*(Trainable|MedtuneTrial)"
+"""A trial's process: by what it does while it takes a step, by its class between two."""
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -116,13 +117,12 @@ def cut(lab: Lab) -> Study:
     """A study during which w1 is cut off the network, and healed after a minute."""
     driver = drive(lab, "head", "--name cut", **WANDB)
     (*_, lost) = wait_until(lambda: driver.poll() is None and trained_on(lab, "cut", "w1", 2), 180, "a trial on w1")
-    train = lab.pids("w1", TRAINS)
-    assert train
+    train = lab.pids("w1", TRIALS)
+    assert len(train) >= len(trained_on(lab, "cut", "w1", 1))
     began = time.monotonic()
     lab.cut("w1")
     wait_until(lambda: study(lab, "cut").rows[lost].faults, 15, "w1 to be found gone")
     found = time.monotonic() - began
-    # By their numbers: a process that trains no more has another name.
     one_there = f"ls -d {' '.join(f'/proc/{pid}' for pid in train)} | grep proc"
     wait_until(lambda: lab.run("w1", one_there, check=False).returncode, 60 - found, "w1's processes to end", 1.0)
     ended = time.monotonic() - began
