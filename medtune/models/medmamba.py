@@ -169,6 +169,8 @@ def _reset(module: nn.Module) -> None:
 
 BLOCKS = (SSConvSSM,)
 """What activation checkpointing computes again."""
+COMPILED = (PatchEmbed, PatchMerging)
+"""What is compiled beside the blocks."""
 
 
 def medmamba_t(num_classes: int, in_channels: int) -> MedMamba:

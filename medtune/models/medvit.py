@@ -251,7 +251,7 @@ def _reset(module: nn.Module) -> None:
 
 BLOCKS = (ECB, LTB)
 """What activation checkpointing computes again."""
-CHANNELS_LAST = True
+CHANNELS_LAST = BLOCKS
 """Convolutions are most of it: `medtune.models.layout`."""
 
 

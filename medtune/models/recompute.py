@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medtune.models.compiled import blocks_of
+from medtune.models.parts import parts_of
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -23,7 +23,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     without gradients nothing changes. The model can be copied (copy.deepcopy), not pickled. Raises ValueError for a
     model that has none of the blocks that the model files name.
     """
-    blocks: list[Any] = blocks_of(model)
+    blocks: list[Any] = parts_of(model, "BLOCKS")
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no blocks that are known here: was it made by medtune.models.build?")
     for block in blocks:

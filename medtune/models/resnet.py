@@ -12,7 +12,7 @@ from torch import nn
 
 BLOCKS = (Bottleneck,)
 """What activation checkpointing computes again."""
-CHANNELS_LAST = True
+CHANNELS_LAST = BLOCKS
 """Convolutions are most of it: `medtune.models.layout`."""
 
 
