@@ -92,7 +92,7 @@ def trained_on(lab: Lab, name: str, host: str, epochs: int) -> list[int]:
     return found
 
 
-def finish(lab: Lab, driver: subprocess.Popen[str], seconds: float = 240) -> None:
+def finish(lab: Lab, driver: subprocess.Popen[str], seconds: float = 420) -> None:
     assert driver.wait(timeout=seconds) == 0, said(lab)
 
 
