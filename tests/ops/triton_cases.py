@@ -5,12 +5,14 @@ The interpreter must be asked for before Triton is imported, so tests run this i
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medtune.models import layers
 from tests.ops.test_scan import inputs, loop
@@ -28,11 +30,13 @@ SEQUENCES: dict[str, dict[str, Any]] = {
     "images, groups and chunks": dict(batch=2, channels=6, groups=2, states=3, length=9),
 }
 MAPS: dict[str, dict[str, Any]] = {
-    "a map": dict(images=1, height=3, width=2, channels=3, states=1),
+    "a map twice": dict(images=1, height=3, width=2, channels=3, states=1, recomputed=True),
     "maps": dict(images=2, height=3, width=5, channels=5),
     "maps in bfloat16": dict(images=2, height=4, width=3, channels=4, dtype=torch.bfloat16),
 }
-FEW = ("odd channels in groups, an odd length", "two blocks of channels", "no softplus, bias or D", "bfloat16", "a map")
+FEW = (
+    "odd channels in groups, an odd length", "two blocks of channels", "no softplus, bias or D", "bfloat16", "a map twice",
+)  # fmt: skip
 """What every run of the tests can afford of the interpreter."""
 LARGE: dict[str, dict[str, Any]] = {
     "MedMamba's first stage": dict(images=2, height=56, width=56, channels=96, states=16),
@@ -69,9 +73,13 @@ def sequence(device: str, plain: bool = False, dtype: torch.dtype = torch.float3
 
 
 def grid(
-    device: str, images: int, height: int, width: int, channels: int, dtype: torch.dtype = torch.float32, states: int = 2
-) -> dict[str, float]:
-    """Relative errors of `scan_map` in the kernels beside the same by copied readings in PyTorch, in float64."""
+    device: str, images: int, height: int, width: int, channels: int, dtype: torch.dtype = torch.float32, states: int = 2,
+    recomputed: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Relative errors of `scan_map` in the kernels beside the same by copied readings in PyTorch, in float64.
+
+    recomputed: under activation checkpointing.
+    """
     g = torch.Generator().manual_seed(height)
     rank, readings = 2, layers.DIRECTIONS
     shapes = [
@@ -81,9 +89,10 @@ def grid(
     x, x_proj, *rest = (torch.randn(shape, generator=g) for shape in shapes)
     values = [v.to(dtype) for v in (x, x_proj * channels**-0.5, *rest)]
     exact = gradients(layers.scan_map, values, torch.float64, "cpu")
+    function = functools.partial(checkpoint, layers.scan_map, use_reentrant=False) if recomputed else layers.scan_map
     chosen, layers._in_kernels = layers._in_kernels, lambda x: True
     try:
-        ours = gradients(layers.scan_map, values, dtype, device)
+        ours = gradients(function, values, dtype, device)
     finally:
         layers._in_kernels = chosen
     return errors(MAPPED, ours, exact)
