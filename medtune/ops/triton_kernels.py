@@ -68,100 +68,70 @@ def _softplus_slope(delta):
     return tl.where(delta < 0.03, small, 1 - tl.exp2(-delta * LOG2_E))
 
 
-def _sums_by_tensor_cores(rows: int, split: bool) -> str:
-    """PTX for one warp: $1, $2, ... are the rows (8 or 16) of a tile and of another, a column in each lane; $0: a row's sum.
+def _sums_by_tensor_cores(split: bool) -> str:
+    """PTX for one warp: $1 to $8 and $9 to $16 are the rows of two tiles, a column in each lane; $0 is one row's sum.
 
-    A matrix product takes four rows as its left operand (16 x 8: four registers in each of 8 x 4 lanes) and adds up four
-    lanes each: its right operand sends the sums of product j to columns 2 j and 2 j + 1, so that four products fill one
-    result. The eight sums of fours that are left are added by exchanges in which each lane gives away what it need not keep.
-    Of two tiles of 16 rows, lane l's is of tile l // 16 and of row 4 (l % 4) + 2 (l // 8 % 2) + l // 4 % 2; of two of 8,
-    of tile l // 2 % 2 and of row 4 (l % 2) + 2 (l // 8 % 2) + l // 16, in two lanes each.
+    Lane l's is of tile l // 2 % 2 and of row 4 (l % 2) + 2 (l // 8 % 2) + l // 16, in two lanes each. A matrix product takes
+    four rows as its left operand (16 x 8: four registers in each of 8 x 4 lanes) and adds up four lanes each: its right
+    operand sends the sums of product j to columns 2 j and 2 j + 1, so that four products fill one result. The eight sums of
+    fours that are left are added by exchanges in which each lane gives away what it need not keep.
     TF32 has 11 bits: `split` adds what a value's upper 11 leave in a second product, for the precision of float32.
     """
-    results = rows // 8
-    lines = [".reg .b32 lane, r, c<8>, v<4>, w<4>;", ".reg .f32 d<8>, k, g;", ".reg .pred q, p<3>;"]
+    lines = [".reg .b32 lane, r, c<8>, v<4>, w<4>;", ".reg .f32 d<4>, k, g;", ".reg .pred q, p<2>;"]
     lines += ["mov.u32 lane, %laneid;", "shr.u32 r, lane, 2;"]
     for i in range(8):
         lines += [f"setp.eq.u32 q, r, {i};", f"selp.b32 c{i}, 0x3f800000, 0, q;"]
-    product = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
-    for half in range(results):
-        result = "{" + ", ".join(f"d{4 * half + i}" for i in range(4)) + "}"
-        lines += [f"mov.f32 d{4 * half + i}, 0f00000000;" for i in range(4)]
-        for j in range(4):
-            right = f"{{c{2 * j}, c{2 * j + 1}}}"
-            for i in range(4):
-                source = f"${1 + 16 * half + 4 * j + i}"
-                lines += [f"and.b32 v{i}, {source}, 0xffffe000;" if split else f"mov.b32 v{i}, {source};"]
-                lines += [f"sub.f32 w{i}, {source}, v{i};"] if split else []
-            for left in "vw" if split else "v":
-                lines += [f"{product} {result}, {{{left}0, {left}1, {left}2, {left}3}}, {right}, {result};"]
-    for p, bit in enumerate((16, 8, 4)):
-        lines += [f"and.b32 v0, lane, {bit};", f"setp.ne.u32 p{p}, v0, 0;"]
-
-    def exchange(low: int, high: int, p: int, distance: int) -> list[str]:
-        """d[low] of lanes without the bit, d[high] of those with it, and the same of the lanes at a distance: in d[low]."""
-        keep = [f"selp.f32 k, d{high}, d{low}, p{p};", f"selp.f32 g, d{low}, d{high}, p{p};"]
-        return [*keep, f"shfl.sync.bfly.b32 g, g, {distance}, 0x1f, 0xffffffff;", f"add.f32 d{low}, k, g;"]
-
-    if rows == 16:
+    product = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {d0, d1, d2, d3}"
+    lines += [f"mov.f32 d{i}, 0f00000000;" for i in range(4)]
+    for j in range(4):
         for i in range(4):
-            lines += exchange(i, i + 4, 0, 16)
-        lines += [*exchange(0, 1, 1, 8), *exchange(2, 3, 1, 8), *exchange(0, 2, 2, 4), "mov.f32 $0, d0;"]
-    else:
-        lines += [*exchange(0, 2, 0, 16), *exchange(1, 3, 0, 16), *exchange(0, 1, 1, 8)]
-        lines += ["shfl.sync.bfly.b32 g, d0, 4, 0x1f, 0xffffffff;", "add.f32 $0, d0, g;"]
+            source = f"${1 + 4 * j + i}"
+            lines += [f"and.b32 v{i}, {source}, 0xffffe000;" if split else f"mov.b32 v{i}, {source};"]
+            lines += [f"sub.f32 w{i}, {source}, v{i};"] if split else []
+        for left in "vw" if split else "v":
+            lines += [f"{product}, {{{left}0, {left}1, {left}2, {left}3}}, {{c{2 * j}, c{2 * j + 1}}}, {{d0, d1, d2, d3}};"]
+    for p, bit in enumerate((16, 8)):
+        lines += [f"and.b32 v0, lane, {bit};", f"setp.ne.u32 p{p}, v0, 0;"]
+    for low, high, p, distance in ((0, 2, 0, 16), (1, 3, 0, 16), (0, 1, 1, 8)):
+        # d[low] of lanes without the bit, d[high] of those with it, and the same of the lanes at a distance: in d[low].
+        lines += [f"selp.f32 k, d{high}, d{low}, p{p};", f"selp.f32 g, d{low}, d{high}, p{p};"]
+        lines += [f"shfl.sync.bfly.b32 g, g, {distance}, 0x1f, 0xffffffff;", f"add.f32 d{low}, k, g;"]
+    lines += ["shfl.sync.bfly.b32 g, d0, 4, 0x1f, 0xffffffff;", "add.f32 $0, d0, g;"]
     return "{\n" + "\n".join(lines) + "\n}"
 
 
-SUMS_8 = tl.constexpr(_sums_by_tensor_cores(8, split=False))
-EXACT_SUMS_8 = tl.constexpr(_sums_by_tensor_cores(8, split=True))
-SUMS_16 = tl.constexpr(_sums_by_tensor_cores(16, split=False))
-EXACT_SUMS_16 = tl.constexpr(_sums_by_tensor_cores(16, split=True))
-CONSTRAINTS_8 = tl.constexpr("=f" + ",f" * 16)
-CONSTRAINTS_16 = tl.constexpr("=f" + ",f" * 32)
+SUMS = tl.constexpr(_sums_by_tensor_cores(split=False))
+EXACT_SUMS = tl.constexpr(_sums_by_tensor_cores(split=True))
+CONSTRAINTS = tl.constexpr("=f" + ",f" * 16)
 
 
 @triton.jit
-def _store_sums(out, n, one, two, rows, MMA: tl.constexpr, EXACT: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
-    """Write the sums over channels of a tile (T, G, 32) to `out`'s rows n (G), of another to its rows N + n."""
+def _sums_places(out, warp, rows, MMA: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
+    """Where the sums over channels of each warp's first state go in a chunk: as `_sums` leaves them in lanes, or (T, G)."""
     if MMA:
         lane = tl.arange(0, 32)
-        if T == 16:
-            sums = tl.inline_asm_elementwise(
-                EXACT_SUMS_16 if EXACT else SUMS_16,
-                CONSTRAINTS_16,
-                [
-                    _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
-                    _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
-                    _row(one, rows, 8), _row(one, rows, 9), _row(one, rows, 10), _row(one, rows, 11),
-                    _row(one, rows, 12), _row(one, rows, 13), _row(one, rows, 14), _row(one, rows, 15),
-                    _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
-                    _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
-                    _row(two, rows, 8), _row(two, rows, 9), _row(two, rows, 10), _row(two, rows, 11),
-                    _row(two, rows, 12), _row(two, rows, 13), _row(two, rows, 14), _row(two, rows, 15),
-                ],
-                dtype=tl.float32, is_pure=True, pack=1,
-            )  # fmt: skip
-            row, second, kept = 4 * (lane % 4) + 2 * (lane // 8 % 2) + lane // 4 % 2, lane // 16, lane >= 0
-        else:
-            sums = tl.inline_asm_elementwise(
-                EXACT_SUMS_8 if EXACT else SUMS_8,
-                CONSTRAINTS_8,
-                [
-                    _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
-                    _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
-                    _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
-                    _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
-                ],
-                dtype=tl.float32, is_pure=True, pack=1,
-            )  # fmt: skip
-            row, second, kept = 4 * (lane % 2) + 2 * (lane // 8 % 2) + lane // 16, lane // 2 % 2, lane // 4 % 2 == 0
-        place = n[:, None] * T + (second * (N * T) + row)[None, :]
-        tl.store(out + place, sums, mask=kept[None, :] & (n < N)[:, None])
+        place = 4 * (lane % 2) + 2 * (lane // 8 % 2) + lane // 16 + lane // 2 % 2 * (N * T)
+        # Said to be contiguous, so that lanes stay where they are: else sums would change lanes before they are stored.
+        at = out + tl.max_contiguous(warp[:, None] * T + place[None, :], [1, 32])
     else:
-        place = n[None, :] * T + rows[:, None]
-        tl.store(out + place, tl.sum(one, 2), mask=(n < N)[None, :])
-        tl.store(out + N * T + place, tl.sum(two, 2), mask=(n < N)[None, :])
+        at = out + warp[None, :] * T + rows[:, None]
+    return at
+
+
+@triton.jit
+def _sums(one, two, rows, EXACT: tl.constexpr):
+    """The sums over channels of two tiles (8, G, 32), each in two lanes: (G, 32)."""
+    return tl.inline_asm_elementwise(
+        EXACT_SUMS if EXACT else SUMS,
+        CONSTRAINTS,
+        [
+            _row(one, rows, 0), _row(one, rows, 1), _row(one, rows, 2), _row(one, rows, 3),
+            _row(one, rows, 4), _row(one, rows, 5), _row(one, rows, 6), _row(one, rows, 7),
+            _row(two, rows, 0), _row(two, rows, 1), _row(two, rows, 2), _row(two, rows, 3),
+            _row(two, rows, 4), _row(two, rows, 5), _row(two, rows, 6), _row(two, rows, 7),
+        ],
+        dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -172,6 +142,33 @@ def _tile(x, x_p, p, column, mask):
     among warps, and have all that follows it computed by each.
     """
     return tl.load(x + p[:, None] * x_p + column[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _touch(mix, chunk, chunks, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, T: tl.constexpr):
+    """Load a float (32 G of them) of every 32 bytes of a chunk's B and C, which brings them into the L1 cache.
+
+    They are needed in every lane, too many for registers: what asks for them a chunk ahead has to be loads of its own. The
+    values are worth nothing, but must be used, or compilers drop the loads.
+    """
+    at = tl.arange(0, 32 * G) * max(1, M * T // 16)
+    return tl.load(mix + chunk * (2 * N * T) + at, mask=(at < 2 * N * T) & (chunk >= 0) & (chunk < chunks), other=0.0)
+
+
+@triton.jit
+def _pretend(out, worthless, zero):
+    """Store what `_touch` loaded nowhere, which compilers cannot know."""
+    at = tl.arange(0, worthless.shape[0])
+    tl.store(out + at, worthless, mask=at < zero)
+
+
+@triton.jit
+def _B_and_C(at, warp, m: tl.constexpr, N: tl.constexpr, G: tl.constexpr, T: tl.constexpr):
+    """B and C of each warp's m-th state, (T, G, 1) each, of where its first lies in a chunk of mix."""
+    mask = (m * G + warp < N)[None, :]
+    B = tl.load(at + m * G * T, mask=mask, other=0.0)
+    C = tl.load(at + (N + m * G) * T, mask=mask, other=0.0)
+    return B[:, :, None], C[:, :, None]
 
 
 @triton.jit
@@ -222,7 +219,13 @@ def scan_forward(
     next_mask = (rows < length)[:, None] & live[None, :]
     next_u = _tile(u, u_p, next_p, column, next_mask)
     next_delta = _tile(delta, delta_p, next_p, column, next_mask)
+    touched = _touch(mix, 0, chunks, N, M, G, T)
+    worthless = touched
+    first = mix + (warp * T)[None, :] + rows[:, None]
+    states += (warp * BLOCK)[:, None]
     for chunk in range(chunks):
+        worthless = tl.maximum(worthless, touched)
+        touched = _touch(mix, chunk + 1, chunks, N, M, G, T)
         p, mask, value, raw = next_p, next_mask, next_u, next_delta
         t = (chunk + 1) * T + rows
         next_p = _place(t, k, length, height, width, MAP)
@@ -232,11 +235,9 @@ def scan_forward(
         step = _step_sizes(raw, offset, SOFTPLUS)
         steps, x = step[:, None, :], (step * value)[:, None, :]
         out = tl.zeros((T, G, BLOCK), tl.float32)
+        at = first + chunk * (2 * N * T)
         for m in tl.static_range(M):
-            n = m * G + warp
-            at = mix + chunk * (2 * N * T) + n[None, :] * T + rows[:, None]
-            B = tl.load(at, mask=(n < N)[None, :], other=0.0)[:, :, None]
-            C = tl.load(at + N * T, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            B, C = _B_and_C(at, warp, m, N, G, T)
             decay = tl.exp2(steps * _row(rates, turns, m)[None, :, :])
             pushed = x * B
             h = _row(state, turns, m)
@@ -247,22 +248,23 @@ def scan_forward(
             out += held * C
             state = _with_row(state, h, turns, m)
         if KEEP:
+            leave = states + (chunk + 1) * (N * BLOCK)
             for m in tl.static_range(M):
-                n = m * G + warp
-                kept = (n < N)[:, None] & live[None, :] & (chunk + 1 < chunks)
-                tl.store(states + (chunk + 1) * (N * BLOCK) + n[:, None] * BLOCK, _row(state, turns, m), mask=kept)
+                kept = (m * G + warp < N)[:, None] & live[None, :] & (chunk + 1 < chunks)
+                tl.store(leave + m * G * BLOCK, _row(state, turns, m), mask=kept)
         total = _over_warps(out, T, G, BLOCK) + value * through[None, :]
         tl.store(y + p[:, None] * channels + column[None, :], total, mask=mask)
+    _pretend(y, worthless, zero)
 
 
 @triton.jit
 def _states(kept, chunk, live, turns, warp, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr):
     """What enters a chunk, as `scan_forward` kept it, nothing before the first: (M, G, BLOCK)."""
     states = tl.zeros((M, G, BLOCK), tl.float32)
+    enter = kept + chunk * (N * BLOCK)
     for m in tl.static_range(M):
-        n = m * G + warp
-        mask = (n < N)[:, None] & live[None, :] & (chunk > 0)
-        state = tl.load(kept + chunk * (N * BLOCK) + n[:, None] * BLOCK, mask=mask, other=0.0)
+        mask = (m * G + warp < N)[:, None] & live[None, :] & (chunk > 0)
+        state = tl.load(enter + m * G * BLOCK, mask=mask, other=0.0)
         states = _with_row(states, state, turns, m)
     return states
 
@@ -274,7 +276,7 @@ def scan_backward(
     ddelta_k, ddelta_b, ddelta_p,
     images, length, channels, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr,
-    MMA: tl.constexpr, EXACT: tl.constexpr,
+    MMA: tl.constexpr, EXACT: tl.constexpr, AHEAD: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all that `scan_forward` reads, from dy, shaped like y, by strides.
@@ -318,8 +320,16 @@ def scan_backward(
     next_u = _tile(u, u_p, next_p, column, next_mask)
     next_delta = _tile(delta, delta_p, next_p, column, next_mask)
     next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+    states += (warp * BLOCK)[:, None]
     next_states = _states(states, chunks - 1, live, turns, warp, N, M, G, BLOCK)
+    first = mix + (warp * T)[None, :] + rows[:, None]
+    first_of_two = (tl.arange(0, 32) // 4 % 2 == 0)[None, :]
+    dmix_first = _sums_places(dmix, warp, rows, MMA, N, T)
+    touched = _touch(mix, chunks - 1, chunks, N, M, G, T)
+    worthless = touched
     for back in range(chunks):
+        worthless = tl.maximum(worthless, touched)
+        touched = _touch(mix, chunks - 2 - back, chunks, N, M, G, T)
         chunk = chunks - 1 - back
         p, mask, value, raw, grad = next_p, next_mask, next_u, next_delta, next_dy
         next_p = _place((chunk - 1) * T + rows, k, length, height, width, MAP)
@@ -333,11 +343,11 @@ def scan_backward(
         steps, x, grads = step[:, None, :], (step * value)[:, None, :], grad[:, None, :]
         dx = tl.zeros((T, G, BLOCK), tl.float32)
         by_decay = tl.zeros((T, G, BLOCK), tl.float32)
+        at = first + chunk * (2 * N * T)
+        sums_at = dmix_first + chunk * (2 * N * T)
+        all_sums = tl.zeros((M, G, BLOCK), tl.float32)
         for m in tl.static_range(M):
-            n = m * G + warp
-            at = mix + chunk * (2 * N * T) + n[None, :] * T + rows[:, None]
-            B = tl.load(at, mask=(n < N)[None, :], other=0.0)[:, :, None]
-            C = tl.load(at + N * T, mask=(n < N)[None, :], other=0.0)[:, :, None]
+            B, C = _B_and_C(at, warp, m, N, G, T)
             rate = _row(rates, turns, m)
             decay = tl.exp2(steps * rate[None, :, :])
             pushed = x * B
@@ -356,11 +366,23 @@ def scan_backward(
                 g = _row(decay, rows, T - 1 - j) * g
                 leaving = _with_row(leaving, g, rows, T - 1 - j)
             carry = _with_row(carry, g, turns, m)
-            _store_sums(dmix + chunk * (2 * N * T), n, back_held * x, grads * held, rows, MMA, EXACT, N, T)
+            by_B, by_C = back_held * x, grads * held
+            there = m * G + warp < N
+            if MMA:
+                if AHEAD:
+                    all_sums = _with_row(all_sums, _sums(by_B, by_C, rows, EXACT), turns, m)
+                else:
+                    tl.store(sums_at + m * G * T, _sums(by_B, by_C, rows, EXACT), mask=there[:, None] & first_of_two)
+            else:
+                tl.store(sums_at + m * G * T, tl.sum(by_B, 2), mask=there[None, :])
+                tl.store(sums_at + (N + m * G) * T, tl.sum(by_C, 2), mask=there[None, :])
             dx += back_held * B
             decayed = entering * leaving
             by_decay += decayed * rate[None, :, :]
             sum_A = _with_row(sum_A, _row(sum_A, turns, m) + tl.sum(decayed * steps, 0), turns, m)
+        if MMA and AHEAD:  # not before all are loaded: for what a compiler knows, a store changes what is loaded after it
+            for m in tl.static_range(M):
+                tl.store(sums_at + m * G * T, _row(all_sums, turns, m), mask=(m * G + warp < N)[:, None] & first_of_two)
         dx_all = _over_warps(dx, T, G, BLOCK)
         by_decay_all = _over_warps(by_decay, T, G, BLOCK)
         dvalue = step * dx_all + grad * through[None, :]
@@ -376,6 +398,7 @@ def scan_backward(
         tl.store(
             dA + n[:, None] * channels + lane[None, :], _row(sum_A, turns, m), mask=(n < N)[:, None] & live[None, :]
         )
+    _pretend(dmix, worthless, zero)
     if HAS_SKIP:
         tl.store(dskip + whole * channels + lane, tl.sum(sum_skip, 0), mask=live)
     if HAS_BIAS:
