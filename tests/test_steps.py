@@ -15,8 +15,9 @@ from medtune.data import PairData
 from medtune.epoch import optimizer_of
 from medtune.errors import ConfigError
 from medtune.models import compiled as compiled_module
-from medtune.models.compiled import blocks_of, compiled
+from medtune.models.compiled import compiled
 from medtune.models.layers import DropPath
+from medtune.models.parts import parts_of
 from medtune.parallel import SOLO
 from medtune.steps import COMPILE, SWITCH, GraphStepper, Stepper, pays, stepper_of
 from medtune.training import EpochResult, fit
@@ -66,14 +67,14 @@ def test_compiled_blocks_share_code_and_give_the_same(monkeypatch: pytest.Monkey
     monkeypatch.setattr(compiled_module, "_compiled", functools.cache(compiled_module._compiled.__wrapped__))
     torch.manual_seed(0)
     model = models.build("resnet50").train()
-    assert blocks_of(model)
+    assert parts_of(model, "BLOCKS")
     images = torch.randn(2, 3, 32, 32)
     before = model(images)
     with compiled(model):
         inside = model(images)
     torch.testing.assert_close(inside, before)
-    assert 0 < len(seen) < len(blocks_of(model)), "blocks of a shape share what was compiled"
-    assert all("forward" not in vars(block) for block in blocks_of(model)), "outside they are as before"
+    assert 0 < len(seen) < len(parts_of(model, "BLOCKS")), "blocks of a shape share what was compiled"
+    assert all("forward" not in vars(block) for block in parts_of(model, "BLOCKS")), "outside they are as before"
 
 
 def test_a_compiled_branch_is_dropped_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
