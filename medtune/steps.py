@@ -34,8 +34,9 @@ SWITCH = "MEDTUNE_CUDA_GRAPHS"
 COMPILE = "MEDTUNE_COMPILE"
 """Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
 PAYS = 500_000
-"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 76 s for 0.16 ms an
-image, MedMamba-s on an H200 (benchmarks/NOTES.md). That a warm cache takes less is not known beforehand."""
+"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.21 ms an
+image, MedMamba-s on an H200 (benchmarks/NOTES.md); at most 40 s for 0.04 ms, ResNet-50. It is once a machine: a warm cache on
+disk takes seconds."""
 
 
 @dataclass(frozen=True)
