@@ -56,7 +56,8 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], reg
 def main() -> None:
     capability, dtype = int(sys.argv[1]), sys.argv[2]
     forward = {"KEEP": True, "G": triton_scan.FORWARD_WARPS}
-    backward = {"MMA": capability >= 80, "EXACT": dtype == "fp32", "AHEAD": triton_scan.AHEAD, "G": triton_scan.BACKWARD_WARPS}
+    backward = {"MMA": capability >= 80, "EXACT": dtype == "fp32", "G": triton_scan.BACKWARD_WARPS}
+    backward["AHEAD"] = triton_scan.AHEAD
     found = {
         "forward": used(kernels.scan_forward, capability, dtype, forward, triton_scan.FORWARD_REGISTERS),
         "backward": used(kernels.scan_backward, capability, dtype, backward, triton_scan.BACKWARD_REGISTERS),
