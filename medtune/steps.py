@@ -35,8 +35,8 @@ COMPILE = "MEDTUNE_COMPILE"
 """Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
 PAYS = 500_000
 """Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.21 ms an
-image, MedMamba-s on an H200 (benchmarks/NOTES.md); at most 40 s for 0.04 ms, ResNet-50. It is once a machine: a warm cache on
-disk takes seconds."""
+image, MedMamba-s on an H200 (benchmarks/NOTES.md); at most 40 s for 0.04 ms, ResNet-50. Once a machine: a warm cache on disk
+takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,9 @@ class GraphStepper(Stepper):
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._recorded.clear()
+            # What breaks off leaves the device's random numbers in a recording's state, in which no step may draw any.
+            numbers = torch.cuda.default_generators[torch.cuda.current_device()]
+            numbers.graphsafe_set_state(numbers.clone_state())
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.synchronize()
             return None
