@@ -276,7 +276,7 @@ def scan_backward(
     ddelta_k, ddelta_b, ddelta_p,
     images, length, channels, height, width, zero,
     HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MAP: tl.constexpr,
-    MMA: tl.constexpr, EXACT: tl.constexpr, AHEAD: tl.constexpr,
+    MMA: tl.constexpr, EXACT: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all that `scan_forward` reads, from dy, shaped like y, by strides.
@@ -345,7 +345,6 @@ def scan_backward(
         by_decay = tl.zeros((T, G, BLOCK), tl.float32)
         at = first + chunk * (2 * N * T)
         sums_at = dmix_first + chunk * (2 * N * T)
-        all_sums = tl.zeros((M, G, BLOCK), tl.float32)
         for m in tl.static_range(M):
             B, C = _B_and_C(at, warp, m, N, G, T)
             rate = _row(rates, turns, m)
@@ -369,10 +368,7 @@ def scan_backward(
             by_B, by_C = back_held * x, grads * held
             there = m * G + warp < N
             if MMA:
-                if AHEAD:
-                    all_sums = _with_row(all_sums, _sums(by_B, by_C, rows, EXACT), turns, m)
-                else:
-                    tl.store(sums_at + m * G * T, _sums(by_B, by_C, rows, EXACT), mask=there[:, None] & first_of_two)
+                tl.store(sums_at + m * G * T, _sums(by_B, by_C, rows, EXACT), mask=there[:, None] & first_of_two)
             else:
                 tl.store(sums_at + m * G * T, tl.sum(by_B, 2), mask=there[None, :])
                 tl.store(sums_at + (N + m * G) * T, tl.sum(by_C, 2), mask=there[None, :])
@@ -380,9 +376,6 @@ def scan_backward(
             decayed = entering * leaving
             by_decay += decayed * rate[None, :, :]
             sum_A = _with_row(sum_A, _row(sum_A, turns, m) + tl.sum(decayed * steps, 0), turns, m)
-        if MMA and AHEAD:  # not before all are loaded: for what a compiler knows, a store changes what is loaded after it
-            for m in tl.static_range(M):
-                tl.store(sums_at + m * G * T, _row(all_sums, turns, m), mask=(m * G + warp < N)[:, None] & first_of_two)
         dx_all = _over_warps(dx, T, G, BLOCK)
         by_decay_all = _over_warps(by_decay, T, G, BLOCK)
         dvalue = step * dx_all + grad * through[None, :]

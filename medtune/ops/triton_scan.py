@@ -18,9 +18,8 @@ from medtune.ops import triton_kernels as kernels
 
 CHUNK = 8
 """Positions in a tile, as many as tensor cores' sums have rows; the state that enters each is kept for the backward pass."""
-FORWARD_WARPS, BACKWARD_WARPS = 4, 4
+WARPS = 4
 """Warps of a program, which share its states out; as many as there are states at most."""
-AHEAD = False
 FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168
 """A lane may have so many: fewer, and more programs are on a multiprocessor at once, but values are put into memory."""
 LANES = 32
@@ -79,7 +78,7 @@ def _forward(
             u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
             images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0, KEEP=keep,
-            **_sizes(A, mix, FORWARD_WARPS), maxnreg=FORWARD_REGISTERS,
+            **_sizes(A, mix), maxnreg=FORWARD_REGISTERS,
         )  # fmt: skip
     return y, states
 
@@ -131,15 +130,15 @@ def _backward(
             images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0,
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
-            **_sizes(A, mix, BACKWARD_WARPS), maxnreg=BACKWARD_REGISTERS, AHEAD=AHEAD,
+            **_sizes(A, mix), maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
     return du, ddelta, dA.sum(1), dmix.sum(0), dD.sum(1), dbias.sum(1)
 
 
-def _sizes(A: Tensor, mix: Tensor, warps: int) -> dict[str, int]:
+def _sizes(A: Tensor, mix: Tensor) -> dict[str, int]:
     """How a program's states are shared out among its warps."""
     states = A.shape[1]
-    warps = min(warps, triton.next_power_of_2(states))
+    warps = min(WARPS, triton.next_power_of_2(states))
     each = triton.next_power_of_2(triton.cdiv(states, warps))
     return {"N": states, "M": each, "G": warps, "T": mix.shape[4], "BLOCK": LANES, "num_warps": warps, "num_stages": 1}
 

@@ -24,11 +24,11 @@ from medtune.ops import triton_scan
 FLOAT32 = ("A", "mix", "skip", "bias", "states", "dA", "dmix", "dskip", "dbias")
 UNSPECIALISED = {"images", "length", "height", "width", "zero"}
 SETTINGS = {"HAS_SKIP": True, "HAS_BIAS": True, "SOFTPLUS": True, "MAP": True}
-SIZES = {"N": 16, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
+SIZES = {"N": 16, "M": 16 // triton_scan.WARPS, "G": triton_scan.WARPS, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
 
 
 def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], registers: int) -> dict[str, int]:
-    settings = SETTINGS | SIZES | {"M": 16 // settings["G"]} | settings
+    settings = SETTINGS | SIZES | settings
     pointers = {"u", "delta", "y", "dy", "du", "ddelta"}
     types = {name: "i32" for name in kernel.arg_names}
     types |= {name: f"*{dtype}" for name in pointers & types.keys()} | {n: "*fp32" for n in FLOAT32 if n in types}
@@ -55,11 +55,9 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], reg
 
 def main() -> None:
     capability, dtype = int(sys.argv[1]), sys.argv[2]
-    forward = {"KEEP": True, "G": triton_scan.FORWARD_WARPS}
-    backward = {"MMA": capability >= 80, "EXACT": dtype == "fp32", "G": triton_scan.BACKWARD_WARPS}
-    backward["AHEAD"] = triton_scan.AHEAD
+    backward = {"MMA": capability >= 80, "EXACT": dtype == "fp32"}
     found = {
-        "forward": used(kernels.scan_forward, capability, dtype, forward, triton_scan.FORWARD_REGISTERS),
+        "forward": used(kernels.scan_forward, capability, dtype, {"KEEP": True}, triton_scan.FORWARD_REGISTERS),
         "backward": used(kernels.scan_backward, capability, dtype, backward, triton_scan.BACKWARD_REGISTERS),
     }
     print(json.dumps(found))
