@@ -19,7 +19,7 @@ from medtune.ops import triton_kernels as kernels
 CHUNK = 8
 """Positions in a tile, as many as tensor cores' sums have rows; the state that enters each is kept for the backward pass."""
 WARPS = 4
-"""Warps of a program, which share its states out; as many as there are states at most."""
+"""Warps of a program, which share its states out: as many as there are states at most, and more for more than 16."""
 FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168
 """A lane may have so many: fewer, and more programs are on a multiprocessor at once, but values are put into memory."""
 LANES = 32
@@ -78,7 +78,7 @@ def _forward(
             u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
             images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0, KEEP=keep,
-            **_sizes(A, mix), maxnreg=FORWARD_REGISTERS,
+            **_sizes(A, mix, FORWARD_REGISTERS),
         )  # fmt: skip
     return y, states
 
@@ -130,17 +130,18 @@ def _backward(
             images, length, channels, height, width, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0,
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
-            **_sizes(A, mix), maxnreg=BACKWARD_REGISTERS,
+            **_sizes(A, mix, BACKWARD_REGISTERS),
         )  # fmt: skip
     return du, ddelta, dA.sum(1), dmix.sum(0), dD.sum(1), dbias.sum(1)
 
 
-def _sizes(A: Tensor, mix: Tensor) -> dict[str, int]:
-    """How a program's states are shared out among its warps."""
+def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:
+    """How a program's states are shared out among its warps: four each at most, whose code is one after the other."""
     states = A.shape[1]
-    warps = min(WARPS, triton.next_power_of_2(states))
+    warps = min(max(WARPS, triton.next_power_of_2(triton.cdiv(states, 4))), triton.next_power_of_2(states))
     each = triton.next_power_of_2(triton.cdiv(states, warps))
-    return {"N": states, "M": each, "G": warps, "T": mix.shape[4], "BLOCK": LANES, "num_warps": warps, "num_stages": 1}
+    sizes = {"N": states, "M": each, "G": warps, "T": mix.shape[4], "BLOCK": LANES}
+    return {**sizes, "num_warps": warps, "num_stages": 1, "maxnreg": min(registers, 2048 // warps)}  # of 65536 in all
 
 
 @_backward.register_fake
