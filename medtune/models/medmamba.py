@@ -26,6 +26,7 @@ from medtune.models.layers import (
     scan_map,
 )
 from medtune.ops.conv import Conv3x3
+from medtune.ops.depthwise import depthwise_silu
 
 EPS = 1e-5
 
@@ -80,8 +81,8 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.out_proj(self.out_norm(scan_map(x, *self.scanned())) * F.silu(z))
+        x = scan_map(depthwise_silu(x, self.conv2d), *self.scanned())
+        return self.out_proj(self.out_norm(x) * F.silu(z))
 
 
 class SSConvSSM(nn.Module):

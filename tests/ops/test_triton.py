@@ -14,7 +14,7 @@ import torch
 
 from medtune.ops.triton_kernels import _sums_by_tensor_cores
 from tests.ops import ptx
-from tests.ops.triton_cases import FEW, LARGE, MAPS, SEQUENCES, allowed, compare
+from tests.ops.triton_cases import CONVOLVED, FEW, LARGE, LARGE_CONVOLVED, MAPS, SEQUENCES, allowed, compare
 
 
 def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -46,7 +46,7 @@ def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precisi
 
 @pytest.mark.slow
 def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
-    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, "compiled") if name not in FEW]))
+    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, *CONVOLVED, "compiled") if name not in FEW]))
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_compiles_with_few_spills(capability, dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE])
+@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE, *CONVOLVED, *LARGE_CONVOLVED])
 def test_on_a_gpu(name) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
