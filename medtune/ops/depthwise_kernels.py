@@ -115,14 +115,17 @@ def _add(total, slope, above, here, below, c: tl.constexpr):
 def depthwise(
     x, weight, bias, y, images, x_image,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SILU: tl.constexpr, FLIP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BACK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y (images, HEIGHT, WIDTH, CHANNELS) of x, alike, by strides, and weight (9, CHANNELS), turned about if FLIP."""
+    """y (images, HEIGHT, WIDTH, CHANNELS), the SiLU of x' convolution, x being alike, by strides, weight (9, CHANNELS).
+
+    BACK: from the gradient of a convolution's output to that of its input, with weights turned about and no SiLU.
+    """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
     side = tl.arange(0, SIDE)[:, None]
-    taps, start = _taps(weight, bias, channel, CHANNELS, SIDE, BLOCK, HAS_BIAS, FLIP)
+    taps, start = _taps(weight, bias, channel, CHANNELS, SIDE, BLOCK, HAS_BIAS, BACK)
     number = tl.program_id(0) // blocks * SIDE + side
     image, row, column, live = _tile(number, images, HEIGHT, WIDTH, ROWS, COLUMNS)
     if CHANNELS % BLOCK > 0:
@@ -142,7 +145,7 @@ def depthwise(
         below = _wide(loaded[r + 2])
         for c in tl.static_range(COLUMNS):
             out = _sum(start, above, here, below, taps, c)
-            if SILU:
+            if not BACK:
                 out *= _sigmoid(out)
             mask = _on_map(live, row, column, HEIGHT, WIDTH, r, c, ROWS, COLUMNS)
             tl.store(to + (r * WIDTH + c) * CHANNELS, out, mask=mask)

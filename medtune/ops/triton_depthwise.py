@@ -15,7 +15,7 @@ from torch import Tensor
 from medtune.ops import depthwise_kernels as kernels
 from medtune.ops.triton_scan import _on, _or, _rows
 
-TILE, BACKWARD_TILE = (7, 4), (4, 4)
+TILE, BACKWARD_TILE = (7, 4), (7, 2)
 """Rows and columns of a lane's positions at most: more load less for each, but take longer to compile (by their cube)."""
 AHEAD = 4
 """Lines of a tile that are asked for before the first is computed."""
@@ -33,7 +33,7 @@ def triton_depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 @torch.library.custom_op("medtune::triton_depthwise", mutates_args=())
 def _forward(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
-    _convolve(x, taps, bias, y, silu=True, flip=False)
+    _convolve(x, taps, bias, y, back=False)
     return y
 
 
@@ -72,7 +72,7 @@ def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple
             ROW=x.stride(1), COLUMN=x.stride(2), DY_ROW=dy.stride(1), DY_COLUMN=dy.stride(2),
             HAS_BIAS=bias is not None, **sizes,
         )  # fmt: skip
-    _convolve(ds, taps, None, dx, silu=False, flip=True)
+    _convolve(ds, taps, None, dx, back=True)
     return dx, sums.sum(0)
 
 
@@ -81,13 +81,14 @@ def _gradients(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tupl
     return x.new_empty(x.shape), taps.new_empty((10, x.shape[3]))
 
 
-def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor, silu: bool, flip: bool) -> None:
-    sizes = _sizes(x, TILE)
+def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor, back: bool) -> None:
+    """Fill y with x' convolution and its SiLU, or, `back`, with the gradient of what was convolved, of the output's, x."""
+    sizes = _sizes(x, BACKWARD_TILE if back else TILE)
     programs = triton.cdiv(_tiles(x, sizes), sizes["SIDE"]) * triton.cdiv(x.shape[3], sizes["BLOCK"])
     with _on(x):
         kernels.depthwise[(programs,)](
             x, taps, _or(bias, taps), y, x.shape[0], x.stride(0), ROW=x.stride(1), COLUMN=x.stride(2),
-            HAS_BIAS=bias is not None, SILU=silu, FLIP=flip, **sizes,
+            HAS_BIAS=bias is not None, BACK=back, **sizes,
         )  # fmt: skip
 
 

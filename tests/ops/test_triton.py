@@ -54,17 +54,28 @@ def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiles_with_few_spills(capability, dtype) -> None:
     """What the channels of a lane need is in its registers, but for some that wait, on GPUs that are not here."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = compiled(capability, dtype, "scan")
     for kernel, used in found.items():
         assert used["spills"] <= 128, f"{kernel}: {used}"
     # What makes it fast: a channel's positions are in one lane. Only the backward pass' sums over channels cross lanes.
     # Four exchanges for each of a warp's four states, and four for dskip and dbias, over a chunk's rows, at the end.
     assert found["forward"]["exchanges"] == 0
     assert found["backward"]["exchanges"] == (20 if capability >= 80 else 324)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "dtype"), [(90, "bf16"), (75, "fp32")])
+def test_the_convolution_compiles_to_registers_and_loads_of_two_channels(capability, dtype) -> None:
+    found = compiled(capability, dtype, "depthwise")
+    assert all(used["spills"] == 0 and used["narrow"] == 0 for used in found.values()), found
+    assert found["forward"]["exchanges"] == found["forward"]["shared"] == 0
+
+
+def compiled(capability: int, dtype: str, kernels: str) -> dict[str, dict[str, int]]:
+    command = [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype, kernels]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.mark.gpu
