@@ -52,7 +52,9 @@ def test_programs_share_the_tiles_out(tiles, programs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "dtype", "widths"), [(90, "bf16", (8, 16)), (80, "fp32", (16, 16)), (75, "fp16", ())])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "widths"), [(90, "bf16", (8, 16)), (80, "fp32", (16, 16)), (75, "fp16", ())]
+)
 def test_compiles_without_spills_and_copies_ahead(capability, dtype, widths) -> None:
     """Maps come into shared memory, where GPUs can copy so, in as many bytes at once as a lane takes."""
     command = [sys.executable, "-m", "tests.ops.compile_norm", str(capability), dtype, "96", "768"]
