@@ -38,4 +38,5 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 @functools.cache
 def _compiled(kind: Any) -> Any:
-    return torch.compile(kind.forward, dynamic=False)
+    # Inductor would take maps (B, H, W, C) for (B, C, H, W) and turn them round in memory before and after each block.
+    return torch.compile(kind.forward, dynamic=False, options={"layout_optimization": False})

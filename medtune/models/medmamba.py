@@ -25,7 +25,7 @@ from medtune.models.layers import (
     reset_scan,
     scan_map,
 )
-from medtune.ops.conv import Conv3x3
+from medtune.ops.conv import Conv3x3, PatchConv
 
 EPS = 1e-5
 
@@ -35,11 +35,11 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=4, stride=4)
+        self.proj = PatchConv(in_channels, width, 4)
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.norm(self.proj(x))
 
 
 class PatchMerging(nn.Module):

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from medtune.ops import triton_kernels as kernels
 from medtune.ops import triton_scan
 
-FLOAT32 = ("A", "mix", "skip", "bias", "states", "dA", "dmix", "dskip", "dbias")
+FLOAT32 = ("A", "mix", "skip", "bias", "states", "sums", "dmix")
 UNSPECIALISED = {"images", "length", "height", "width", "zero"}
 SETTINGS = {"HAS_SKIP": True, "HAS_BIAS": True, "SOFTPLUS": True, "MAP": True}
 SIZES = {"N": 16, "M": 16 // triton_scan.WARPS, "G": triton_scan.WARPS, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
