@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtune.ops.engines import scan_engine
+from medtune.ops.engines import in_kernels
 from medtune.ops.scan import selective_scan
 
 DIRECTIONS = 4
@@ -73,7 +73,7 @@ def scan_directions(u: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
     step, b, c = per_position.split((rank, states, states), dim=-1)
     delta = torch.bmm(step, dt_proj.mT)  # (G, B * L, D)
     delta, b, c = (v.unflatten(1, (images, -1)) for v in (delta, b, c))
-    if not _in_kernels(u):  # which compute in float32 whatever comes
+    if not in_kernels(u):  # which compute in float32 whatever comes
         u, delta, b, c = (_wide(v) for v in (u, delta, b, c))
     u, delta, b, c = (v.permute(1, 0, 3, 2) for v in (u, delta, b, c))  # (B, G, ., L)
     decay, skip, bias = -torch.exp(_wide(a_log)), _wide(skip), _wide(dt_bias).flatten()
@@ -85,7 +85,7 @@ def scan_map(x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log:
 
     Where our kernels run, no reading is ever copied: they visit the map's positions in a reading's order.
     """
-    if not _in_kernels(x):
+    if not in_kernels(x):
         return from_directions(scan_directions(to_directions(x), x_proj, dt_proj, dt_bias, a_log, skip), *x.shape[1:3])
     from medtune.ops.triton_scan import triton_scan_map
 
@@ -98,11 +98,6 @@ def scan_map(x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log:
     mix = F.linear(x, to_mix.flatten(0, 1)).view(images, height * width, DIRECTIONS, 2 * states)
     decay = -torch.exp(_wide(a_log)).view(DIRECTIONS, channels, states).mT
     return triton_scan_map(x, delta.permute(2, 0, 1, 3), decay, mix, skip.view(DIRECTIONS, -1), dt_bias, True)
-
-
-def _in_kernels(x: Tensor) -> bool:
-    """Whether Triton's scan takes x as it is."""
-    return x.dtype != torch.float64 and scan_engine(x.device) == "triton"
 
 
 def _wide(x: Tensor) -> Tensor:

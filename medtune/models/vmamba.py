@@ -24,6 +24,7 @@ from medtune.models.layers import (
     scan_map,
 )
 from medtune.ops.conv import Conv3x3
+from medtune.ops.gated_norm import gated_norm
 
 EPS = 1e-5
 
@@ -87,7 +88,8 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.in_proj(x).permute(0, 3, 1, 2)
         x = F.silu(self.conv2d(x)).permute(0, 2, 3, 1)
-        return self.out_proj(self.out_norm(scan_map(x, *self.scanned())))
+        y = scan_map(x, *self.scanned())
+        return self.out_proj(gated_norm(y, None, self.out_norm.weight, self.out_norm.bias, EPS))
 
 
 class VSSBlock(nn.Module):

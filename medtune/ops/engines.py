@@ -27,6 +27,11 @@ def scan_engine(device: torch.device) -> str:
     return choose(wanted, _missing(device.index if device.index is not None else torch.cuda.current_device()))
 
 
+def in_kernels(x: torch.Tensor) -> bool:
+    """Whether our Triton kernels, the scan's and those around it, take x as it is: they know no float64."""
+    return x.dtype != torch.float64 and scan_engine(x.device) == "triton"
+
+
 @functools.cache
 def _missing(index: int) -> dict[str, str]:
     """Why each engine cannot run on a GPU, "" where it can."""

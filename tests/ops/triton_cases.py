@@ -90,11 +90,11 @@ def grid(
     values = [v.to(dtype) for v in (x, x_proj * channels**-0.5, *rest)]
     exact = gradients(layers.scan_map, values, torch.float64, "cpu")
     function = functools.partial(checkpoint, layers.scan_map, use_reentrant=False) if recomputed else layers.scan_map
-    chosen, layers._in_kernels = layers._in_kernels, lambda x: True
+    chosen, layers.in_kernels = layers.in_kernels, lambda x: True
     try:
         ours = gradients(function, values, dtype, device)
     finally:
-        layers._in_kernels = chosen
+        layers.in_kernels = chosen
     return errors(MAPPED, ours, exact)
 
 
@@ -102,12 +102,12 @@ def compiled() -> dict[str, float]:
     """Errors of `scan_map` under torch.compile, whole, beside itself."""
     shapes = [(1, 3, 2, 3), (4, 4, 3), (4, 3, 2), (4, 3), (12, 1), (12,)]
     values = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
-    chosen, layers._in_kernels = layers._in_kernels, lambda x: True
+    chosen, layers.in_kernels = layers.in_kernels, lambda x: True
     try:
         function = torch.compile(layers.scan_map, fullgraph=True, backend="aot_eager")
         eager, whole = (gradients(f, values, torch.float32, "cpu") for f in (layers.scan_map, function))
     finally:
-        layers._in_kernels = chosen
+        layers.in_kernels = chosen
     return errors(MAPPED, whole, [v.double() for v in eager])
 
 
