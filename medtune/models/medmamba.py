@@ -26,6 +26,7 @@ from medtune.models.layers import (
     scan_map,
 )
 from medtune.ops.conv import Conv3x3, PatchConv
+from medtune.ops.depthwise import depthwise_silu
 from medtune.ops.gated_norm import gated_norm
 
 EPS = 1e-5
@@ -81,8 +82,7 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        y = scan_map(x, *self.scanned())
+        y = scan_map(depthwise_silu(x, self.conv2d), *self.scanned())
         return self.out_proj(gated_norm(y, z, self.out_norm.weight, self.out_norm.bias, EPS))
 
 

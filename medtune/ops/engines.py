@@ -1,4 +1,4 @@
-"""Which implementation of the selective scan runs, and why.
+"""Which implementation of the selective scan runs, and why; where it is ours, other kernels of ours run beside it.
 
 `triton`: our kernels (`triton_scan.py`), for maps without copies of their readings; `mamba`: mamba-ssm's CUDA kernel;
 `torch`: PyTorch operations (`chunks.py`), on any device and in float64. The first of these that is there is used, on a
@@ -14,6 +14,7 @@ import os
 import shutil
 
 import torch
+from torch import Tensor
 
 from medtune.ops.choice import ENGINES, VARIABLE, choose
 
@@ -27,7 +28,7 @@ def scan_engine(device: torch.device) -> str:
     return choose(wanted, _missing(device.index if device.index is not None else torch.cuda.current_device()))
 
 
-def in_kernels(x: torch.Tensor) -> bool:
+def in_kernels(x: Tensor) -> bool:
     """Whether our Triton kernels, the scan's and those around it, take x as it is: they know no float64."""
     return x.dtype != torch.float64 and scan_engine(x.device) == "triton"
 
