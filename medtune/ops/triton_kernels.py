@@ -426,10 +426,10 @@ def mix_readings(
 
 @triton.jit(do_not_specialize=["images", "length", "chunks", "blocks", "height", "width"])
 def unmix_readings(
-    dmix, out, images, length, chunks, blocks, height, width,
-    K: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, CHUNKS: tl.constexpr,
+    dmix, out, out_p, images, length, chunks, blocks, height, width,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """out (images, length, K, WIDTH): the sum of dmix (blocks, K, images, chunks, WIDTH, T), put back where positions lie.
+    """out (images, length, K, WIDTH), positions out_p apart: the sum of dmix (blocks, K, images, chunks, WIDTH, T).
 
     CHUNKS: a program's. Read as dmix lies and written as out does: a tile is turned in between.
     """
@@ -447,5 +447,16 @@ def unmix_readings(
     total = tl.reshape(tl.permute(total, (0, 2, 1)), (CHUNKS * T, COLUMNS))
     t = first * T + tl.arange(0, CHUNKS * T)
     p = _place(t, k, length, height, width, True)
-    out += ((b * length + p) * K + k)[:, None] * WIDTH + column[None, :]
+    out += (b * length + p)[:, None] * out_p + k * WIDTH + column[None, :]
     tl.store(out, total, mask=(t < length)[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
+def add_up(each, total, count, K: tl.constexpr, BLOCK: tl.constexpr):
+    """total (count) of each (K, count)."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < count
+    values = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.static_range(K):
+        values += tl.load(each + tl.cast(count, tl.int64) * k + at, mask=there, other=0.0).to(tl.float32)
+    tl.store(total + at, values, mask=there)

@@ -25,8 +25,8 @@ FORWARD_REGISTERS, BACKWARD_REGISTERS = 80, 168
 """A lane may have so many: fewer, and more programs are on a multiprocessor at once, but values are put into memory."""
 LANES = 32
 """Channels of a program, one for each lane of its warp."""
-UNMIXED = 8
-"""Chunks of a program of `unmix_readings`."""
+UNMIXED, ADDED = 8, 2048
+"""Chunks of a program of `unmix_readings`, values of one of `add_up`."""
 LONGEST = 2**20
 """Positions of a map, whose places are found in float32 (`_place`)."""
 
@@ -41,18 +41,18 @@ def triton_selective_scan(
 
 
 def triton_scan_map(
-    x: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> Tensor:
     """The four readings of a map (`to_directions`), each scanned, put back and added up: x (B, H, W, D) -> the same.
 
-    delta: (4, B, H W, D) and mix: (B, H W, 4, 2 N), which is B over C, lie where x does, not in the readings' order;
-    A: (4, N, D); D, bias: (4, D). Nothing is copied into the readings' order but mix, which is small.
+    projected: (B, H, W, 4 D + 4 * 2 N), a position's steps for each reading and channel, then B over C for each reading;
+    A: (4, N, D); D, bias: (4, D). Nothing is copied into the readings' order but B and C, which are small.
     """
     _, height, width, _ = x.shape
     if height * width > LONGEST:
         raise ValueError(f"a map may have {LONGEST} positions, got {height} x {width}")
-    inputs = (_rows(x), _rows(delta), *_parameters(A, D, bias))
-    y, *_ = torch.ops.medtune.scan_map(*inputs, mix, softplus, _kept(*inputs, mix))
+    inputs = (_rows(x), _rows(projected), *_parameters(A, D, bias))
+    y, *_ = torch.ops.medtune.scan_map(*inputs, softplus, _kept(*inputs))
     return y
 
 
@@ -112,7 +112,8 @@ def _backward(
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u and delta, those of A, D and bias as (K, N + 2, channels), that of mix."""
-    du, ddelta, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dy, softplus, (0, 0))
+    ddelta = torch.empty_like(delta)
+    du, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dy, softplus, (0, 0), ddelta)
     return du, ddelta, sums.sum(1), dmix.sum(0)
 
 
@@ -126,43 +127,43 @@ def _gradients(
 
 @torch.library.custom_op("medtune::scan_map", mutates_args=())
 def _forward_map(
-    x: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool, keep: bool
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y like x, contiguous; what enters each chunk; mix in the readings' order, as `_launch_forward` takes it."""
-    y, states, mixed = _outputs_of_map(x, delta, A, D, bias, mix, softplus, keep)
-    images, length, readings, columns = mix.shape
-    size, chunks = x.shape[1:3], mixed.shape[2]
+    """y like x, contiguous; what enters each chunk; B over C in the readings' order, as `_launch_forward` takes it."""
+    y, states, mixed = _outputs_of_map(x, projected, A, D, bias, softplus, keep)
+    readings, images, chunks, columns, _ = mixed.shape
+    delta, mix = _parts(projected, A)
+    size = x.shape[1:3]
     with _on(x):
         kernels.mix_readings[(triton.cdiv(chunks * CHUNK, LANES), readings * images)](
-            mix, mixed, *(mix.stride(i) for i in (0, 1, 2, 3)), images, length, chunks, *size,
+            mix, mixed, *mix.stride(), images, size[0] * size[1], chunks, *size,
             WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, BLOCK=LANES, num_warps=4,
         )  # fmt: skip
-    readings_of_y = x.new_empty((readings, *y.shape))
-    _launch_forward(_read(x, readings), delta, A, D, bias, mixed, softplus, size, readings_of_y, states)
-    torch.sum(readings_of_y, 0, out=y)  # bfloat16 is added up in float32
+    each = x.new_empty((readings, *y.shape))
+    _launch_forward(_read(x, readings), delta, A, D, bias, mixed, softplus, size, each, states)
+    _add_up(each, y)
     return y, states, mixed
 
 
 @_forward_map.register_fake
 def _outputs_of_map(
-    x: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool, keep: bool
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    images, length, readings, columns = mix.shape
-    mixed = mix.new_empty((readings, images, -(-length // CHUNK), columns, CHUNK), dtype=torch.float32)
+    images, length = x.shape[0], x.shape[1] * x.shape[2]
+    mixed = A.new_empty((A.shape[0], images, -(-length // CHUNK), 2 * A.shape[1], CHUNK))
     return x.new_empty(x.shape), _states(A, mixed, keep), mixed
 
 
 def _save_map(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, mix, ctx.softplus, _ = inputs
-    ctx.save_for_backward(*tensors, output[2], output[1])
-    ctx.dtype = mix.dtype
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_map(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    dx, ddelta, sums, dmix = torch.ops.medtune.scan_map_backward(*saved, dy, ctx.softplus, ctx.dtype)
-    return dx, ddelta, *_parameters_of(sums, *saved[3:5]), dmix, None, None
+    dx, dprojected, sums = torch.ops.medtune.scan_map_backward(*saved, dy, ctx.softplus)
+    return dx, dprojected, *_parameters_of(sums, *saved[3:5]), None, None
 
 
 _forward_map.register_autograd(_differentiate_map, setup_context=_save_map)
@@ -170,37 +171,49 @@ _forward_map.register_autograd(_differentiate_map, setup_context=_save_map)
 
 @torch.library.custom_op("medtune::scan_map_backward", mutates_args=())
 def _backward_map(
-    x: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mixed: Tensor, states: Tensor, dy: Tensor,
-    softplus: bool, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `_backward`, mix's gradient where positions lie, (B, H W, 4, 2 N) of `dtype`."""
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and projected, those of A, D and bias as (K, N + 2, channels)."""
+    dx, dprojected, _ = _gradients_of_map(x, projected, A, D, bias, states, mixed, dy, softplus)
     readings, images, chunks, columns, _ = mixed.shape
-    size, dy = x.shape[1:3], _read(_rows(dy), readings)
-    du, ddelta, sums, dmixed = _launch_backward(_read(x, readings), delta, A, D, bias, mixed, states, dy, softplus, size)
-    dx = du.sum(0).view(x.shape)
-    del du
-    dmix = x.new_empty((images, x.shape[1] * x.shape[2], readings, columns), dtype=dtype)
+    (delta, _), (ddelta, dmix) = _parts(projected, A), _parts(dprojected, A)
+    size, inputs = x.shape[1:3], (_read(x, readings), delta, A, D, bias, mixed, states)
+    du, sums, dmixed = _launch_backward(*inputs, _read(_rows(dy), readings), softplus, size, ddelta)
+    _add_up(du, dx)
     with _on(x):
         kernels.unmix_readings[(triton.cdiv(chunks, UNMIXED), readings * images)](
-            dmixed, dmix, images, dmix.shape[1], chunks, dmixed.shape[0], *size,
-            K=readings, WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
+            dmixed, dmix, dmix.stride(1), images, size[0] * size[1], chunks, dmixed.shape[0], *size,
+            WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
         )  # fmt: skip
-    return dx, ddelta, sums.sum(1), dmix
+    return dx, dprojected, sums.sum(1)
 
 
 @_backward_map.register_fake
 def _gradients_of_map(
-    x: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mixed: Tensor, states: Tensor, dy: Tensor,
-    softplus: bool, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    readings, images, _, columns, _ = mixed.shape
-    dmix = x.new_empty((images, x.shape[1] * x.shape[2], readings, columns), dtype=dtype)
-    return x.new_empty(x.shape), torch.empty_like(delta), _sums(A), dmix
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), projected.new_empty(projected.shape), _sums(A)
+
+
+def _parts(projected: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """A map's steps (K, B, H W, D), and its B over C (B, H W, K, 2 N), nothing copied of a dense map."""
+    readings, states, channels = A.shape
+    delta, mix = projected.flatten(1, 2).split((readings * channels, readings * 2 * states), dim=-1)
+    return delta.unflatten(-1, (readings, channels)).permute(2, 0, 1, 3), mix.unflatten(-1, (readings, 2 * states))
 
 
 def _read(x: Tensor, readings: int) -> Tensor:
     """A map (B, H, W, D) as what each reading visits: (K, B, H W, D), nothing copied of a dense one."""
     return x.flatten(1, 2).expand(readings, -1, -1, -1)
+
+
+def _add_up(each: Tensor, total: Tensor) -> None:
+    """Fill total with the sum of K tensors like it, (K, ...), all contiguous; added up in float32."""
+    count = total.numel()
+    with _on(total):
+        kernels.add_up[(triton.cdiv(count, ADDED),)](each, total, count, K=len(each), BLOCK=ADDED, num_warps=4)
 
 
 def _states(A: Tensor, mixed: Tensor, keep: bool) -> Tensor:
@@ -239,12 +252,14 @@ def _launch_forward(
 
 def _launch_backward(
     u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, states: Tensor, dy: Tensor,
-    softplus: bool, size: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u (K, images, L, D), delta, each image's parameters (K, images, N + 2, D), each block's mix."""
+    softplus: bool, size: Sequence[int], ddelta: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u (K, images, L, D), each image's of A, D and bias (K, images, N + 2, D), each block's of mix.
+
+    Fills ddelta, (K, images, L, D).
+    """
     readings, images, length, channels = u.shape
-    dy = _rows(dy)
-    du, ddelta = u.new_empty(u.shape), torch.empty_like(delta)  # in delta's order in memory: spares a product's input a copy
+    dy, du = _rows(dy), u.new_empty(u.shape)
     blocks = triton.cdiv(channels, LANES)
     sums = A.new_empty((readings, images, A.shape[1] + 2, channels))
     dmix = A.new_empty((blocks, *mix.shape))
@@ -257,7 +272,7 @@ def _launch_backward(
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
             **_sizes(A, mix, BACKWARD_REGISTERS),
         )  # fmt: skip
-    return du, ddelta, sums, dmix
+    return du, sums, dmix
 
 
 def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:
