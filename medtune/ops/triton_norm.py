@@ -1,4 +1,4 @@
-"""A layer norm, gated or not, through the Triton kernels of `triton_norm_kernels.py`.
+"""A layer norm, gated or not, through the Triton kernels of `norm_kernels.py`.
 
 Float32 arithmetic for float32, bfloat16 and float16 in and out. The operator is opaque to torch.compile, and can be captured
 in CUDA graphs.
@@ -12,12 +12,17 @@ import torch
 import triton
 from torch import Tensor
 
-from medtune.ops import triton_norm_kernels as kernels
+from medtune.ops import norm_kernels as kernels
 from medtune.ops.triton_scan import _on
 
 WARPS = 4
+"""Warps of a program."""
+LANE = 4
+"""Channels of a piece in a lane: 8 bytes of bfloat16, so that registers let many warps run at once."""
+STAGES = 3
+"""A tile is asked for STAGES - 1 tiles before it is computed with, and waits in shared memory."""
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 8, 4
-"""Of a multiprocessor, as many as its registers hold at once. The backward pass' each have sums of the weight's gradient."""
+"""Of a multiprocessor, as many as its registers hold at once; half of them where a lane has twice the channels."""
 
 
 def triton_gated_norm(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -39,7 +44,7 @@ def _forward(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: flo
     out = _output(y, z, weight, bias, eps)
     flat, gate = _flat(y), _flat(y if z is None else z)
     sizes = _sizes(y.shape[-1])
-    programs = _programs(y, len(flat), sizes["ROWS"], FORWARD_PROGRAMS)
+    programs = _programs(y, len(flat), sizes, FORWARD_PROGRAMS)
     with _on(y):
         kernels.norm_forward[(programs,)](
             flat, gate, weight, bias, out, flat.stride(0), gate.stride(0), len(flat), eps, GATED=z is not None, **sizes
@@ -74,7 +79,7 @@ def _backward(
     dy, dz, _ = _gradients(y, z, weight, bias, dout, eps)
     flat, gate, slope = _flat(y), _flat(y if z is None else z), _flat(dout)
     sizes = _sizes(y.shape[-1])
-    programs = _programs(y, len(flat), sizes["ROWS"], BACKWARD_PROGRAMS)
+    programs = _programs(y, len(flat), sizes, BACKWARD_PROGRAMS)
     sums = weight.new_empty((programs, 2, len(weight)))
     with _on(y):
         kernels.norm_backward[(programs,)](
@@ -96,20 +101,20 @@ def _gradients(
 def _sizes(channels: int) -> dict[str, int]:
     """How a row is cut into pieces, at most three, and how many rows are a tile.
 
-    Four channels a lane and piece (8 bytes of bfloat16), so that registers let many warps run at once; eight where a row
-    would be in several warps else.
+    A lane has twice LANE of a piece where a row would be in several warps else.
     """
     block = max(16, triton.next_power_of_2(triton.cdiv(channels, 3)))
-    lane = min(max(4, block // 32), 8)
-    sizes = {"D": channels, "PARTS": triton.cdiv(channels, block), "BLOCK": block}
+    lane = min(max(LANE, block // 32), 2 * LANE)
+    sizes = {"D": channels, "PARTS": triton.cdiv(channels, block), "BLOCK": block, "STAGES": STAGES}
     return {**sizes, "ROWS": max(1, 32 * WARPS * lane // block), "num_warps": WARPS, "num_stages": 1}
 
 
-def _programs(x: Tensor, rows: int, tile: int, each: int) -> int:
-    """About `each` for a multiprocessor, and all with as many tiles, but for the last."""
-    most = each * torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    tiles = max(1, triton.cdiv(rows, tile))
-    return triton.cdiv(tiles, triton.cdiv(tiles, most))
+def _programs(x: Tensor, rows: int, sizes: dict[str, int], each: int) -> int:
+    """At most `each` for a multiprocessor, and all with as many tiles, but for the last."""
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    large = sizes["ROWS"] * sizes["BLOCK"] > 32 * WARPS * LANE
+    tiles = max(1, triton.cdiv(rows, sizes["ROWS"]))
+    return triton.cdiv(tiles, triton.cdiv(tiles, processors * (each // 2 if large else each)))
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], **o
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return resources(compiled)
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """What a compiled kernel takes of a multiprocessor, and how often lanes exchange values."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -45,9 +45,24 @@ def test_says_what_does_not_fit() -> None:
         triton_gated_norm(y, None, one, one, 0)
 
 
-@pytest.mark.parametrize(("rows", "programs"), [(0, 1), (1, 1), (16, 1), (17, 2), (40, 2), (16 * 5, 2)])
-def test_programs_share_the_tiles_out(rows, programs) -> None:
-    assert _programs(torch.ones(1), rows, 16, each=4) == programs  # of two at most where there is no GPU
+@pytest.mark.parametrize(("tiles", "programs"), [(0, 1), (1, 1), (8, 8), (9, 5), (15, 8), (17, 6), (800, 8)])
+def test_programs_share_the_tiles_out(tiles, programs) -> None:
+    assert _programs(torch.ones(1), 16 * tiles, {"ROWS": 16, "BLOCK": 32}, each=8) == programs
+    assert _programs(torch.ones(1), 16 * tiles, {"ROWS": 16, "BLOCK": 64}, each=16) == programs  # lanes have twice as much
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "dtype", "widths"), [(90, "bf16", (8, 16)), (80, "fp32", (16, 16)), (75, "fp16", ())]
+)
+def test_compiles_without_spills_and_copies_ahead(capability, dtype, widths) -> None:
+    """Maps come into shared memory, where GPUs can copy so, in as many bytes at once as a lane takes."""
+    command = [sys.executable, "-m", "tests.ops.compile_norm", str(capability), dtype, "96", "768"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name, used in json.loads(result.stdout).items():
+        assert not used["spills"], f"{name}: {used}"
+        assert used["copied"] == ([widths[name.startswith("768")]] if widths else []), f"{name}: {used}"
 
 
 @pytest.mark.gpu
