@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtune.models.layers import (
@@ -24,6 +23,7 @@ from medtune.models.layers import (
     scan_map,
 )
 from medtune.ops.conv import Conv3x3
+from medtune.ops.depthwise import depthwise_silu
 from medtune.ops.gated_norm import gated_norm
 
 EPS = 1e-5
@@ -86,9 +86,7 @@ class SS2D(nn.Module):
         return x_proj, dt_projs, self.dt_projs_bias, self.A_logs, self.Ds
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.in_proj(x).permute(0, 3, 1, 2)
-        x = F.silu(self.conv2d(x)).permute(0, 2, 3, 1)
-        y = scan_map(x, *self.scanned())
+        y = scan_map(depthwise_silu(self.in_proj(x), self.conv2d), *self.scanned())
         return self.out_proj(gated_norm(y, None, self.out_norm.weight, self.out_norm.bias, EPS))
 
 

@@ -1,7 +1,8 @@
-"""Compiles the scan's kernels for a GPU that need not be here: `python -m tests.ops.compile_triton 90 bf16`.
+"""Compiles kernels for a GPU that need not be here: `python -m tests.ops.compile_triton 90 bf16 scan` (or `depthwise`).
 
 With the specialisations of a launch, which decide how tiles lie in lanes. Prints JSON: each kernel's registers, spilled
-bytes, shared memory (used where values change lanes) and exchanges between lanes.
+bytes, shared memory (used where values change lanes), exchanges between lanes and loads
+of less than 32 bits.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from medtune.ops import depthwise_kernels, triton_depthwise, triton_scan
 from medtune.ops import triton_kernels as kernels
-from medtune.ops import triton_scan
 
-FLOAT32 = ("A", "mix", "skip", "bias", "states", "dA", "dmix", "dskip", "dbias")
-UNSPECIALISED = {"images", "length", "height", "width", "zero"}
+FLOAT32 = ("A", "mix", "skip", "bias", "states", "sums", "dmix", "weight")
+UNSPECIALISED = {"images", "length", "height", "width", "zero", "each"}
 SETTINGS = {"HAS_SKIP": True, "HAS_BIAS": True, "SOFTPLUS": True, "MAP": True}
 SIZES = {"N": 16, "M": 16 // triton_scan.WARPS, "G": triton_scan.WARPS, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
 
 
-def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], registers: int) -> dict[str, int]:
-    settings = SETTINGS | SIZES | settings
-    pointers = {"u", "delta", "y", "dy", "du", "ddelta"}
+def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], **options: int) -> dict[str, int]:
+    pointers = {"u", "delta", "x", "y", "dy", "du", "ddelta", "ds"}
     types = {name: "i32" for name in kernel.arg_names}
     types |= {name: f"*{dtype}" for name in pointers & types.keys()} | {n: "*fp32" for n in FLOAT32 if n in types}
     types |= {name: "constexpr" for name in settings}
@@ -37,7 +38,6 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], reg
     multiples = types.keys() - settings.keys() - UNSPECIALISED  # of 16, as sizes and addresses often are
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
-    options = {"num_warps": settings["G"], "num_stages": 1, "maxnreg": registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return resources(compiled)
 
@@ -55,17 +55,41 @@ def resources(compiled: Any) -> dict[str, int]:
         "spills": int(numbers["STACK"]) + int(numbers["LOCAL"]),
         "shared": int(numbers["SHARED"]),
         "exchanges": compiled.asm["ptx"].count("shfl.sync"),
+        "narrow": len(re.findall(r"ld\.global\S*\.[bu](8|16) ", compiled.asm["ptx"])),
+    }
+
+
+def scan(capability: int, dtype: str) -> dict[str, dict[str, int]]:
+    def compiled(kernel: Any, registers: int, **more: bool) -> dict[str, int]:
+        options = {"num_warps": SIZES["G"], "num_stages": 1, "maxnreg": registers}
+        return used(kernel, capability, dtype, SETTINGS | SIZES | more, **options)
+
+    tensor_cores = {"MMA": capability >= 80, "EXACT": dtype == "fp32"}
+    return {
+        "forward": compiled(kernels.scan_forward, triton_scan.FORWARD_REGISTERS, KEEP=True),
+        "backward": compiled(kernels.scan_backward, triton_scan.BACKWARD_REGISTERS, **tensor_cores),
+    }
+
+
+def depthwise(capability: int, dtype: str) -> dict[str, dict[str, int]]:
+    """For a half of the channels of MedMamba's first stage."""
+    x = torch.empty(1, 56, 56, 192, device="meta")[..., :96]
+    strides = {"HAS_BIAS": True, "ROW": x.stride(1), "COLUMN": x.stride(2)}
+    forward, backward = (
+        triton_depthwise._sizes(x, tile) | strides for tile in (triton_depthwise.TILE, triton_depthwise.BACKWARD_TILE)
+    )
+    warps = forward.pop("num_warps"), backward.pop("num_warps")
+    dy = {"DY_ROW": 56 * 96, "DY_COLUMN": 96}
+    both = depthwise_kernels.depthwise, depthwise_kernels.depthwise_backward
+    return {
+        "forward": used(both[0], capability, dtype, {**forward, "BACK": False}, num_warps=warps[0]),
+        "backward": used(both[1], capability, dtype, backward | dy, num_warps=warps[1]),
     }
 
 
 def main() -> None:
-    capability, dtype = int(sys.argv[1]), sys.argv[2]
-    backward = {"MMA": capability >= 80, "EXACT": dtype == "fp32"}
-    found = {
-        "forward": used(kernels.scan_forward, capability, dtype, {"KEEP": True}, triton_scan.FORWARD_REGISTERS),
-        "backward": used(kernels.scan_backward, capability, dtype, backward, triton_scan.BACKWARD_REGISTERS),
-    }
-    print(json.dumps(found))
+    capability, dtype, kernels_of = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    print(json.dumps({"scan": scan, "depthwise": depthwise}[kernels_of](capability, dtype)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from medtune.ops.triton_kernels import _sums_by_tensor_cores
 from tests.ops import ptx
-from tests.ops.triton_cases import FEW, LARGE, MAPS, SEQUENCES, allowed, compare
+from tests.ops.triton_cases import CONVOLVED, FEW, LARGE, LARGE_CONVOLVED, MAPS, SEQUENCES, allowed, compare
 
 
 def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -46,7 +46,7 @@ def test_tensor_cores_add_up_each_row_for_the_lane_that_stores_it(split, precisi
 
 @pytest.mark.slow
 def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
-    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, "compiled") if name not in FEW]))
+    assert_small(by_interpreter([name for name in (*SEQUENCES, *MAPS, *CONVOLVED, "compiled") if name not in FEW]))
 
 
 @pytest.mark.slow
@@ -54,11 +54,7 @@ def test_equals_the_float64_loop_in_the_other_cases_and_compiled() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiles_with_few_spills(capability, dtype) -> None:
     """What the channels of a lane need is in its registers, but for some that wait, on GPUs that are not here."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = compiled(capability, dtype, "scan")
     for kernel, used in found.items():
         assert used["spills"] <= 128, f"{kernel}: {used}"
     # What makes it fast: a channel's positions are in one lane. Only the backward pass' sums over channels cross lanes.
@@ -67,8 +63,23 @@ def test_compiles_with_few_spills(capability, dtype) -> None:
     assert found["backward"]["exchanges"] == (20 if capability >= 80 else 324)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "dtype"), [(90, "bf16"), (75, "fp32")])
+def test_the_convolution_compiles_to_registers_and_loads_of_two_channels(capability, dtype) -> None:
+    found = compiled(capability, dtype, "depthwise")
+    assert all(used["spills"] == 0 and used["narrow"] == 0 for used in found.values()), found
+    assert found["forward"]["exchanges"] == found["forward"]["shared"] == 0
+
+
+def compiled(capability: int, dtype: str, kernels: str) -> dict[str, dict[str, int]]:
+    command = [sys.executable, "-m", "tests.ops.compile_triton", str(capability), dtype, kernels]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE])
+@pytest.mark.parametrize("name", [*SEQUENCES, *MAPS, *LARGE, *CONVOLVED, *LARGE_CONVOLVED])
 def test_on_a_gpu(name) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -11,10 +11,13 @@ import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from medtune.models import layers
+from medtune.ops import depthwise, gated_norm
 from tests.ops.test_scan import inputs, loop
 
 GIVEN = ("u", "delta", "A", "B", "C", "D", "bias")
@@ -34,10 +37,28 @@ MAPS: dict[str, dict[str, Any]] = {
     "maps": dict(images=2, height=3, width=5, channels=5),
     "maps in bfloat16": dict(images=2, height=4, width=3, channels=4, dtype=torch.bfloat16),
 }
+CONVOLVED: dict[str, dict[str, Any]] = {
+    "convolved maps, whose gradient comes turned about": dict(images=2, height=4, width=3, channels=33, turned=True),
+    "convolved maps in bfloat16, without bias": dict(
+        images=1, height=2, width=4, channels=32, dtype=torch.bfloat16, bias=False
+    ),
+    "one convolved position": dict(images=3, height=1, width=1, channels=7),
+    "convolved maps in float16": dict(images=1, height=2, width=3, channels=4, dtype=torch.float16),
+    "convolved maps": dict(images=3, height=7, width=6, channels=64),
+}
 FEW = (
     "odd channels in groups, an odd length", "two blocks of channels", "no softplus, bias or D", "bfloat16", "a map twice",
+    "convolved maps, whose gradient comes turned about", "convolved maps in bfloat16, without bias",
 )  # fmt: skip
 """What every run of the tests can afford of the interpreter."""
+LARGE_CONVOLVED: dict[str, dict[str, Any]] = {
+    "MedMamba's first stage, convolved": dict(images=3, height=56, width=56, channels=96),
+    "MedMamba's first stage, convolved in bfloat16": dict(
+        images=3, height=56, width=56, channels=96, dtype=torch.bfloat16
+    ),
+    "its third, convolved in bfloat16": dict(images=5, height=14, width=14, channels=384, dtype=torch.bfloat16),
+    "its last, convolved": dict(images=5, height=7, width=7, channels=768),
+}
 LARGE: dict[str, dict[str, Any]] = {
     "MedMamba's first stage": dict(images=2, height=56, width=56, channels=96, states=16),
     "MedMamba's first stage in bfloat16": dict(images=2, height=56, width=56, channels=96, states=16, dtype=torch.bfloat16),
@@ -51,12 +72,14 @@ def compare(name: str, device: str) -> dict[str, float]:
     """The relative errors of one case."""
     if name == "compiled":
         return compiled()
+    if name in CONVOLVED | LARGE_CONVOLVED:
+        return convolved(device, **(CONVOLVED | LARGE_CONVOLVED)[name])
     return sequence(device, **SEQUENCES[name]) if name in SEQUENCES else grid(device, **(MAPS | LARGE)[name])
 
 
 def allowed(name: str) -> float:
     """float32's bar; in bfloat16 what is given, multiplied and taken is rounded to 8 bits, some of it several times."""
-    return 0.02 if "bfloat16" in name else 1e-4
+    return 0.02 if "float16" in name else 1e-4
 
 
 def sequence(device: str, plain: bool = False, dtype: torch.dtype = torch.float32, **shape: Any) -> dict[str, float]:
@@ -98,17 +121,54 @@ def grid(
     return errors(MAPPED, ours, exact)
 
 
+def convolved(
+    device: str, images: int, height: int, width: int, channels: int, dtype: torch.dtype = torch.float32,
+    bias: bool = True, turned: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Relative errors of a depth-wise convolution of half of a row's channels, and its SiLU, beside PyTorch's in float64."""
+    from medtune.ops.triton_depthwise import triton_depthwise_silu
+
+    g = torch.Generator().manual_seed(height)
+    shapes = [(images, height, width, 2 * channels), (channels, 1, 3, 3), *([(channels,)] if bias else [])]
+    values = [torch.randn(shape, generator=g).to(dtype) for shape in shapes]
+
+    def by(function: Any) -> Any:
+        def run(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            y = function(rows.chunk(2, dim=-1)[1], weight, bias)
+            return y.transpose(1, 2) if turned else y
+
+        return run
+
+    def exactly(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.silu(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
+
+    ours = gradients(by(triton_depthwise_silu), values, dtype, device)
+    return errors(("y", "x", "weight", "bias"), ours, gradients(by(exactly), values, torch.float64, "cpu"))
+
+
 def compiled() -> dict[str, float]:
-    """Errors of `scan_map` under torch.compile, whole, beside itself."""
-    shapes = [(1, 3, 2, 3), (4, 4, 3), (4, 3, 2), (4, 3), (12, 1), (12,)]
-    values = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
-    chosen, layers.in_kernels = layers.in_kernels, lambda x: True
+    """Errors of MedMamba's branch in the kernels, under torch.compile, whole, beside itself in PyTorch in float64."""
+    from medtune.models.medmamba import SS2D
+
+    branch = SS2D(2, states=1)
+    names, parameters = zip(*branch.named_parameters(), strict=True)
+    g = torch.Generator().manual_seed(1)
+    values = [torch.randn(1, 3, 2, 2, generator=g), *(torch.randn(v.shape, generator=g) for v in parameters)]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(branch, dict(zip(names, parameters, strict=True)), x)
+
+    exact = gradients(run, values, torch.float64, "cpu")
+    modules = (layers, depthwise, gated_norm)
+    chosen = layers.in_kernels
+    for module in modules:
+        module.in_kernels = lambda x: True
     try:
-        function = torch.compile(layers.scan_map, fullgraph=True, backend="aot_eager")
-        eager, whole = (gradients(f, values, torch.float32, "cpu") for f in (layers.scan_map, function))
+        whole = gradients(torch.compile(run, fullgraph=True, backend="aot_eager"), values, torch.float32, "cpu")
     finally:
-        layers.in_kernels = chosen
-    return errors(MAPPED, whole, [v.double() for v in eager])
+        for module in modules:
+            module.in_kernels = chosen
+    return errors(("y", "x", *names), whole, exact)
 
 
 def gradients(function: Any, values: list[Tensor], dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -128,9 +188,11 @@ def errors(names: tuple[str, ...], ours: list[Tensor], exact: list[Tensor]) -> d
 
 
 def main() -> None:
-    from medtune.ops import triton_scan
+    from medtune.ops import triton_depthwise, triton_scan
 
     triton_scan.CHUNK = 4  # several chunks of short sequences: the interpreter needs milliseconds for each operation
+    triton_depthwise.TILE = triton_depthwise.BACKWARD_TILE = (3, 2)
+    triton_depthwise.AHEAD, triton_depthwise.WARPS, triton_depthwise.PROGRAMS = 2, 1, 2
     torch.set_num_threads(1)
     print(json.dumps({name: compare(name, "cpu") for name in sys.argv[1:]}))
 
