@@ -245,11 +245,10 @@ def scan_alone(engine: str, width: int, side: int, batch: int) -> tuple[Callable
     skip = parameter(torch.ones(readings * inner, device="cuda"))
     bias = parameter(torch.empty(readings * inner, device="cuda").uniform_(-6.9, -2.3, generator=g))
     if engine == "triton":
-        x, delta = normal(batch, side, side, inner), normal(batch, length, readings, inner)
-        A, mix = parameter(decay[:, None].expand(readings, states, inner)), normal(batch, length, readings, 2 * states)
+        x, projected = normal(batch, side, side, inner), normal(batch, side, side, readings * (inner + 2 * states))
+        A = parameter(decay[:, None].expand(readings, states, inner))
         D, step = (v.view(readings, inner) for v in (skip, bias))
-        values = [x, delta, A, mix, skip, bias]
-        return lambda: triton_scan_map(x, delta.permute(2, 0, 1, 3), A, mix, D, step, True), values
+        return lambda: triton_scan_map(x, projected, A, D, step, True), [x, projected, A, skip, bias]
     u, delta = normal(batch, readings * inner, length), normal(batch, readings * inner, length)
     A = parameter(decay.expand(readings * inner, states))
     B, C = normal(batch, readings, states, length), normal(batch, readings, states, length)

@@ -29,7 +29,6 @@ from medtune.errors import MachineFault, TrainingDiverged
 from medtune.evaluate import default_device, external_test, own_test, shift_test
 from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
-from medtune.ops.engines import scan_engine
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
 from medtune.storage.attempt import workplace
@@ -105,6 +104,8 @@ class Begun:
 
 def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
+    from medtune.ops.engines import scan_engine  # brings torch's compiler, a third of what a process starts with
+
     torch.set_num_threads(spec.threads)
     device = default_device()
     scan_engine(device)  # raises here, before any work, where MEDTUNE_SCAN asks for what is not there

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from medtune.deploy.layers import blocks_of, to_maps
@@ -70,6 +69,8 @@ class Reference:
     @classmethod
     def of(cls, features: Tensor) -> Reference:
         """From the training images' features (N, D), N at least 3."""
+        from sklearn.decomposition import PCA  # half of what takes time to import, and nothing that a served bundle needs
+
         values = features.double().cpu().numpy()
         mean, spread = values.mean(axis=0), values.std(axis=0) + 1e-6
         count = min(COMPONENTS, len(values) - 2, values.shape[1] - 1)

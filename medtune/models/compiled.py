@@ -18,6 +18,10 @@ from medtune.models.parts import parts_of
 MOST_SHAPES = 64
 """Shapes of one class of blocks that a process compiles, of all its trials; others run as they are."""
 
+OPTIONS = {"layout_optimization": False, "combo_kernels": True}
+"""Inductor's. Its layouts take maps (B, H, W, C) for (B, C, H, W) and turn them round in memory before and after each block.
+Small operations beside each other, weights' conversions above all, become one kernel (benchmarks/NOTES.md)."""
+
 
 @contextlib.contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
@@ -38,4 +42,4 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 @functools.cache
 def _compiled(kind: Any) -> Any:
-    return torch.compile(kind.forward, dynamic=False)
+    return torch.compile(kind.forward, dynamic=False, options=dict(OPTIONS))

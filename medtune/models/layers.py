@@ -89,15 +89,14 @@ def scan_map(x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log:
         return from_directions(scan_directions(to_directions(x), x_proj, dt_proj, dt_bias, a_log, skip), *x.shape[1:3])
     from medtune.ops.triton_scan import triton_scan_map
 
-    (images, height, width, channels), (rank, states) = x.shape, (dt_proj.shape[-1], a_log.shape[-1])
+    channels, (rank, states) = x.shape[-1], (dt_proj.shape[-1], a_log.shape[-1])
     to_rank, to_mix = x_proj.split((rank, 2 * states), dim=1)
     with torch.autocast(x.device.type, enabled=False):
         # The steps' two projections as one: the ranks (3 to 24) make matrix products of awkward shapes, slow on GPUs.
         to_delta = torch.bmm(dt_proj, to_rank)  # (4, D, D)
-    delta = F.linear(x, to_delta.flatten(0, 1)).view(images, height * width, DIRECTIONS, channels)
-    mix = F.linear(x, to_mix.flatten(0, 1)).view(images, height * width, DIRECTIONS, 2 * states)
+        weight = torch.cat((to_delta.flatten(0, 1), to_mix.flatten(0, 1)))
     decay = -torch.exp(_wide(a_log)).view(DIRECTIONS, channels, states).mT
-    return triton_scan_map(x, delta.permute(2, 0, 1, 3), decay, mix, skip.view(DIRECTIONS, -1), dt_bias, True)
+    return triton_scan_map(x, F.linear(x, weight), decay, skip.view(DIRECTIONS, -1), dt_bias, True)
 
 
 def _wide(x: Tensor) -> Tensor:

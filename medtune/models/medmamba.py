@@ -25,8 +25,9 @@ from medtune.models.layers import (
     reset_scan,
     scan_map,
 )
-from medtune.ops.conv import Conv3x3
+from medtune.ops.conv import Conv3x3, PatchConv
 from medtune.ops.depthwise import depthwise_silu
+from medtune.ops.gated_norm import gated_norm
 
 EPS = 1e-5
 
@@ -36,11 +37,11 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=4, stride=4)
+        self.proj = PatchConv(in_channels, width, 4)
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return self.norm(self.proj(x))
 
 
 class PatchMerging(nn.Module):
@@ -81,8 +82,8 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = scan_map(depthwise_silu(x, self.conv2d), *self.scanned())
-        return self.out_proj(self.out_norm(x) * F.silu(z))
+        y = scan_map(depthwise_silu(x, self.conv2d), *self.scanned())
+        return self.out_proj(gated_norm(y, z, self.out_norm.weight, self.out_norm.bias, EPS))
 
 
 class SSConvSSM(nn.Module):

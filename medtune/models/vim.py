@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medtune.models.layers import DropPath, drop_rates, parameters_ending, reset_scan, scan_directions
 from medtune.ops.causal_conv import causal_conv1d
+from medtune.ops.conv import PatchConv
 
 EPS = 1e-5
 PATCH = 16
@@ -26,11 +27,11 @@ GRID = 14
 
 
 class PatchEmbed(nn.Module):
-    """(B, C, H, W) -> (B, width, H / 16, W / 16), sides rounded up."""
+    """(B, C, H, W) -> (B, H / 16, W / 16, width), sides rounded up."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=PATCH, stride=PATCH)
+        self.proj = PatchConv(in_channels, width, PATCH)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.pad(x, (0, -x.shape[3] % PATCH, 0, -x.shape[2] % PATCH)))
@@ -108,9 +109,9 @@ class Vim(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
-        height, width = patches.shape[2:]
+        height, width = patches.shape[1:3]
         middle = height * width // 2
-        patches = patches.flatten(2).transpose(1, 2)
+        patches = patches.flatten(1, 2)
         token = self.cls_token.expand(images.shape[0], -1, -1)
         residual = torch.cat((patches[:, :middle], token, patches[:, middle:]), dim=1)
         residual = residual + self.positions(height, width)  # float32 from here on, under autocast too

@@ -24,6 +24,7 @@ from medtune.models.layers import (
 )
 from medtune.ops.conv import Conv3x3
 from medtune.ops.depthwise import depthwise_silu
+from medtune.ops.gated_norm import gated_norm
 
 EPS = 1e-5
 
@@ -85,8 +86,8 @@ class SS2D(nn.Module):
         return x_proj, dt_projs, self.dt_projs_bias, self.A_logs, self.Ds
 
     def forward(self, x: Tensor) -> Tensor:
-        x = depthwise_silu(self.in_proj(x), self.conv2d)
-        return self.out_proj(self.out_norm(scan_map(x, *self.scanned())))
+        y = scan_map(depthwise_silu(self.in_proj(x), self.conv2d), *self.scanned())
+        return self.out_proj(gated_norm(y, None, self.out_norm.weight, self.out_norm.bias, EPS))
 
 
 class VSSBlock(nn.Module):

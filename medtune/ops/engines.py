@@ -29,7 +29,7 @@ def scan_engine(device: torch.device) -> str:
 
 
 def in_kernels(x: Tensor) -> bool:
-    """Whether our Triton kernels, the scan's and others beside it, take x as it is."""
+    """Whether our Triton kernels, the scan's and those around it, take x as it is: they know no float64."""
     return x.dtype != torch.float64 and scan_engine(x.device) == "triton"
 
 

@@ -232,12 +232,15 @@ def scan_forward(
         next_mask = (t < length)[:, None] & live[None, :]
         next_u = _tile(u, u_p, next_p, column, next_mask)
         next_delta = _tile(delta, delta_p, next_p, column, next_mask)
+        at = first + chunk * (2 * N * T)
+        next_B, next_C = _B_and_C(at, warp, 0, N, G, T)  # before the steps, which warps wait for each other to share
         step = _step_sizes(raw, offset, SOFTPLUS)
         steps, x = step[:, None, :], (step * value)[:, None, :]
         out = tl.zeros((T, G, BLOCK), tl.float32)
-        at = first + chunk * (2 * N * T)
         for m in tl.static_range(M):
-            B, C = _B_and_C(at, warp, m, N, G, T)
+            B, C = next_B, next_C
+            if m + 1 < M:
+                next_B, next_C = _B_and_C(at, warp, m + 1, N, G, T)
             decay = tl.exp2(steps * _row(rates, turns, m)[None, :, :])
             pushed = x * B
             h = _row(state, turns, m)
@@ -271,7 +274,7 @@ def _states(kept, chunk, live, turns, warp, N: tl.constexpr, M: tl.constexpr, G:
 
 @triton.jit(do_not_specialize=["images", "length", "height", "width", "zero"])
 def scan_backward(
-    u, delta, A, mix, skip, bias, states, dy, du, ddelta, dA, dmix, dskip, dbias,
+    u, delta, A, mix, skip, bias, states, dy, du, ddelta, sums, dmix,
     u_k, u_b, u_p, delta_k, delta_b, delta_p, dy_k, dy_b, dy_p,
     ddelta_k, ddelta_b, ddelta_p,
     images, length, channels, height, width, zero,
@@ -281,7 +284,7 @@ def scan_backward(
 ):  # fmt: skip
     """Gradients of all that `scan_forward` reads, from dy, shaped like y, by strides.
 
-    du: like y; ddelta: likewise, by strides. dA (K, images, N, channels), dskip, dbias (K, images, channels): one image's
+    du: like y; ddelta: likewise, by strides. sums (K, images, N + 2, channels): dA, then dskip and dbias, one image's
     each, to be summed. dmix (blocks of channels, K, images, chunks, 2 N, T): one block's each, to be summed. MMA: add up
     channels by tensor cores, EXACT: to float32's precision.
     """
@@ -302,7 +305,7 @@ def scan_backward(
     dmix += (whole + tl.program_id(0).to(tl.int64) * tl.num_programs(1)) * chunks * 2 * N * T
     states += (whole * tl.num_programs(0) + tl.program_id(0)) * chunks * N * BLOCK + tl.arange(0, BLOCK)[None, :]
     A += k * N * channels + lane[None, :]
-    dA += whole * N * channels
+    sums += whole * (N + 2) * channels
     offset = tl.load(bias + k * channels + lane, mask=live, other=0.0) if HAS_BIAS else tl.zeros((BLOCK,), tl.float32)
     through = tl.load(skip + k * channels + lane, mask=live, other=0.0) if HAS_SKIP else tl.zeros((BLOCK,), tl.float32)
     rates = tl.zeros((M, G, BLOCK), tl.float32)
@@ -339,14 +342,17 @@ def scan_backward(
         next_dy = _tile(dy, dy_p, next_p, column, next_mask)
         entered = next_states
         next_states = _states(states, chunk - 1, live, turns, warp, N, M, G, BLOCK)
+        at = first + chunk * (2 * N * T)
+        next_B, next_C = _B_and_C(at, warp, 0, N, G, T)
         step = _step_sizes(raw, offset, SOFTPLUS)
         steps, x, grads = step[:, None, :], (step * value)[:, None, :], grad[:, None, :]
         dx = tl.zeros((T, G, BLOCK), tl.float32)
         by_decay = tl.zeros((T, G, BLOCK), tl.float32)
-        at = first + chunk * (2 * N * T)
         sums_at = dmix_first + chunk * (2 * N * T)
         for m in tl.static_range(M):
-            B, C = _B_and_C(at, warp, m, N, G, T)
+            B, C = next_B, next_C
+            if m + 1 < M:
+                next_B, next_C = _B_and_C(at, warp, m + 1, N, G, T)
             rate = _row(rates, turns, m)
             decay = tl.exp2(steps * rate[None, :, :])
             pushed = x * B
@@ -357,14 +363,12 @@ def scan_backward(
                 entering = _with_row(entering, h, rows, i)
                 h = _row(decay, rows, i) * h + _row(pushed, rows, i)
                 held = _with_row(held, h, rows, i)
-            g = _row(carry, turns, m)
-            back_held, leaving = decay, decay
-            for j in tl.static_range(T):
-                g = g + _row(reach, rows, T - 1 - j)
+            g = _row(carry, turns, m) + _row(reach, rows, T - 1)
+            back_held = _with_row(decay, g, rows, T - 1)
+            for j in tl.static_range(1, T):
+                g = _row(decay, rows, T - j) * g + _row(reach, rows, T - 1 - j)
                 back_held = _with_row(back_held, g, rows, T - 1 - j)
-                g = _row(decay, rows, T - 1 - j) * g
-                leaving = _with_row(leaving, g, rows, T - 1 - j)
-            carry = _with_row(carry, g, turns, m)
+            carry = _with_row(carry, _row(decay, rows, 0) * g, turns, m)
             by_B, by_C = back_held * x, grads * held
             there = m * G + warp < N
             if MMA:
@@ -373,7 +377,7 @@ def scan_backward(
                 tl.store(sums_at + m * G * T, tl.sum(by_B, 2), mask=there[None, :])
                 tl.store(sums_at + (N + m * G) * T, tl.sum(by_C, 2), mask=there[None, :])
             dx += back_held * B
-            decayed = entering * leaving
+            decayed = back_held * (decay * entering)
             by_decay += decayed * rate[None, :, :]
             sum_A = _with_row(sum_A, _row(sum_A, turns, m) + tl.sum(decayed * steps, 0), turns, m)
         dx_all = _over_warps(dx, T, G, BLOCK)
@@ -389,22 +393,22 @@ def scan_backward(
     for m in tl.static_range(M):
         n = m * G + warp
         tl.store(
-            dA + n[:, None] * channels + lane[None, :], _row(sum_A, turns, m), mask=(n < N)[:, None] & live[None, :]
+            sums + n[:, None] * channels + lane[None, :], _row(sum_A, turns, m), mask=(n < N)[:, None] & live[None, :]
         )
     _pretend(dmix, worthless, zero)
     if HAS_SKIP:
-        tl.store(dskip + whole * channels + lane, tl.sum(sum_skip, 0), mask=live)
+        tl.store(sums + N * channels + lane, tl.sum(sum_skip, 0), mask=live)
     if HAS_BIAS:
-        tl.store(dbias + whole * channels + lane, tl.sum(sum_bias, 0), mask=live)
+        tl.store(sums + (N + 1) * channels + lane, tl.sum(sum_bias, 0), mask=live)
 
 
 @triton.jit(do_not_specialize=["source_c", "images", "length", "chunks", "height", "width"])
 def mix_readings(
     source, mix, source_b, source_p, source_k, source_c,
     images, length, chunks, height, width,
-    BACK: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """mix (K, images, chunks, WIDTH, T), zero past the end, of source (images, length, K, WIDTH) by strides; or BACK.
+    """mix (K, images, chunks, WIDTH, T) in float32, zero past the end, of source (images, length, K, WIDTH) by strides.
 
     COLUMNS: the power of two that holds WIDTH. BLOCK: a program's positions.
     """
@@ -414,10 +418,45 @@ def mix_readings(
     column = tl.arange(0, COLUMNS)
     p = _place(t, k, length, height, width, True)
     kept = (column < WIDTH)[None, :]
-    inside = (t < length)[:, None] & kept
     source += b * source_b + k * source_k + p[:, None] * source_p + column[None, :] * source_c
     mix += reading.to(tl.int64) * chunks * WIDTH * T + (t // T * (WIDTH * T) + t % T)[:, None] + column[None, :] * T
-    if BACK:
-        tl.store(source, tl.load(mix, mask=inside, other=0.0), mask=inside)
-    else:
-        tl.store(mix, tl.load(source, mask=inside, other=0.0).to(tl.float32), mask=(t < chunks * T)[:, None] & kept)
+    value = tl.load(source, mask=(t < length)[:, None] & kept, other=0.0)
+    tl.store(mix, value.to(tl.float32), mask=(t < chunks * T)[:, None] & kept)
+
+
+@triton.jit(do_not_specialize=["images", "length", "chunks", "blocks", "height", "width"])
+def unmix_readings(
+    dmix, out, out_p, images, length, chunks, blocks, height, width,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """out (images, length, K, WIDTH), positions out_p apart: the sum of dmix (blocks, K, images, chunks, WIDTH, T).
+
+    CHUNKS: a program's. Read as dmix lies and written as out does: a tile is turned in between.
+    """
+    reading = tl.program_id(1)
+    k, b = reading // images, (reading % images).to(tl.int64)
+    first = tl.program_id(0) * CHUNKS
+    chunk, column, row = tl.arange(0, CHUNKS), tl.arange(0, COLUMNS), tl.arange(0, T)
+    at = (chunk * (WIDTH * T))[:, None, None] + (column * T)[None, :, None] + row[None, None, :]
+    there = (first + chunk < chunks)[:, None, None] & (column < WIDTH)[None, :, None] & (row < T)[None, None, :]
+    dmix += (reading.to(tl.int64) * chunks + first) * (WIDTH * T) + at
+    total = tl.zeros((CHUNKS, COLUMNS, T), tl.float32)
+    for _ in range(blocks):
+        total += tl.load(dmix, mask=there, other=0.0)
+        dmix += tl.num_programs(1).to(tl.int64) * chunks * (WIDTH * T)
+    total = tl.reshape(tl.permute(total, (0, 2, 1)), (CHUNKS * T, COLUMNS))
+    t = first * T + tl.arange(0, CHUNKS * T)
+    p = _place(t, k, length, height, width, True)
+    out += (b * length + p)[:, None] * out_p + k * WIDTH + column[None, :]
+    tl.store(out, total, mask=(t < length)[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
+def add_up(each, total, count, K: tl.constexpr, BLOCK: tl.constexpr):
+    """total (count) of each (K, count)."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < count
+    values = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.static_range(K):
+        values += tl.load(each + tl.cast(count, tl.int64) * k + at, mask=there, other=0.0).to(tl.float32)
+    tl.store(total + at, values, mask=there)

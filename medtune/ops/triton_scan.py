@@ -7,6 +7,7 @@ The operators are opaque to torch.compile, which neither breaks there nor looks 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ CHUNK = 8
 """Positions in a tile, as many as tensor cores' sums have rows; the state that enters each is kept for the backward pass."""
 WARPS = 4
 """Warps of a program, which share its states out: as many as there are states at most, and more for more than 16."""
-FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168
+FORWARD_REGISTERS, BACKWARD_REGISTERS = 80, 168
 """A lane may have so many: fewer, and more programs are on a multiprocessor at once, but values are put into memory."""
 LANES = 32
 """Channels of a program, one for each lane of its warp."""
+UNMIXED, ADDED = 8, 2048
+"""Chunks of a program of `unmix_readings`, values of one of `add_up`."""
 LONGEST = 2**20
 """Positions of a map, whose places are found in float32 (`_place`)."""
 
@@ -34,105 +37,242 @@ def triton_selective_scan(
     """u, delta: (G, batch, L, d), any strides; A: (G, N, d); B, C: (G, batch, N, L); D, bias: (G, d). Returns y like u."""
     mix = torch.cat((B.float(), C.float()), dim=2)
     mix = F.pad(mix, (0, -u.shape[2] % CHUNK)).unflatten(3, (-1, CHUNK)).transpose(2, 3).contiguous()
-    return _scan(u, delta, A, mix, D, bias, softplus, 0, 0)
+    return _scan(u, delta, A, mix, D, bias, softplus)
 
 
 def triton_scan_map(
-    x: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> Tensor:
     """The four readings of a map (`to_directions`), each scanned, put back and added up: x (B, H, W, D) -> the same.
 
-    delta: (4, B, H W, D) and mix: (B, H W, 4, 2 N), which is B over C, lie where x does, not in the readings' order;
-    A: (4, N, D); D, bias: (4, D). Nothing is copied into the readings' order but mix, which is small.
+    projected: (B, H, W, 4 D + 4 * 2 N), a position's steps for each reading and channel, then B over C for each reading;
+    A: (4, N, D); D, bias: (4, D). Nothing is copied into the readings' order but B and C, which are small.
     """
-    images, height, width, channels = x.shape
+    _, height, width, _ = x.shape
     if height * width > LONGEST:
         raise ValueError(f"a map may have {LONGEST} positions, got {height} x {width}")
-    u = x.reshape(images, height * width, channels).expand(delta.shape[0], -1, -1, -1)
-    y = _scan(u, delta, A, torch.ops.medtune.mix_readings(mix, height, width), D, bias, softplus, height, width)
-    return y.sum(0).view(x.shape)  # PyTorch adds up bfloat16 in float32
-
-
-def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, height: int,
-    width: int,
-) -> Tensor:  # fmt: skip
-    u, delta = _rows(u), _rows(delta)
-    inputs = [u, delta, A, mix, D, bias]
-    keep = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-    D, bias = (None if v is None else v.float().contiguous() for v in (D, bias))
-    A = A.float().contiguous()
-    y, _ = torch.ops.medtune.triton_scan(u, delta, A, mix, D, bias, softplus, height, width, keep)
+    inputs = (_rows(x), _rows(projected), *_parameters(A, D, bias))
+    y, *_ = torch.ops.medtune.scan_map(*inputs, softplus, _kept(*inputs))
     return y
 
 
-@torch.library.custom_op("medtune::triton_scan", mutates_args=())
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
+) -> Tensor:
+    inputs = (_rows(u), _rows(delta), *_parameters(A, D, bias), mix)
+    y, _ = torch.ops.medtune.scan(*inputs, softplus, _kept(*inputs))
+    return y
+
+
+def _parameters(A: Tensor, D: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    D, bias = (None if v is None else v.float().contiguous() for v in (D, bias))
+    return A.float().contiguous(), D, bias
+
+
+def _kept(*inputs: Tensor | None) -> bool:
+    """Whether states are to be kept for a backward pass."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+
+
+@torch.library.custom_op("medtune::scan", mutates_args=())
 def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool,
-    height: int, width: int, keep: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    y, states = _outputs(u, delta, A, mix, D, bias, softplus, height, width, keep)
-    readings, images, length, channels = u.shape
-    with _on(u):
-        kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
-            images, length, channels, height, width, 0,
-            HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0, KEEP=keep,
-            **_sizes(A, mix, FORWARD_REGISTERS),
-        )  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y like u, contiguous, and what enters each chunk."""
+    y, states = _outputs(u, delta, A, D, bias, mix, softplus, keep)
+    _launch_forward(u, delta, A, D, bias, mix, softplus, (0, 0), y, states)
     return y, states
 
 
 @_forward.register_fake
 def _outputs(
-    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool,
-    height: int, width: int, keep: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    readings, images, _, channels = u.shape
-    chunks = mix.shape[2] if keep else 0
-    states = u.new_empty((readings, images, -(-channels // LANES), chunks, A.shape[1], LANES), dtype=torch.float32)
-    return u.new_empty(u.shape), states
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), _states(A, mix, keep)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, ctx.height, ctx.width, _ = inputs
+    *tensors, ctx.softplus, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)  # the states' would be zeros, of gigabytes
 
 
 def _differentiate(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # asked for once: activation checkpointing computes them anew at each look
-    *_, D, bias, _ = saved
-    grads = torch.ops.medtune.triton_scan_backward(*saved, dy, ctx.softplus, ctx.height, ctx.width)
-    du, ddelta, dA, dmix, dD, dbias = grads
-    return du, ddelta, dA, dmix, None if D is None else dD, None if bias is None else dbias, None, None, None, None
+    du, ddelta, sums, dmix = torch.ops.medtune.scan_backward(*saved, dy, ctx.softplus)
+    return du, ddelta, *_parameters_of(sums, *saved[3:5]), dmix, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op("medtune::triton_scan_backward", mutates_args=())
+@torch.library.custom_op("medtune::scan_backward", mutates_args=())
 def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, dy: Tensor,
-    softplus: bool, height: int, width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, states: Tensor, dy: Tensor,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u and delta, those of A, D and bias as (K, N + 2, channels), that of mix."""
+    ddelta = torch.empty_like(delta)
+    du, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dy, softplus, (0, 0), ddelta)
+    return du, ddelta, sums.sum(1), dmix.sum(0)
+
+
+@_backward.register_fake
+def _gradients(
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, states: Tensor, dy: Tensor,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return u.new_empty(u.shape), torch.empty_like(delta), _sums(A), torch.empty_like(mix)
+
+
+@torch.library.custom_op("medtune::scan_map", mutates_args=())
+def _forward_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y like x, contiguous; what enters each chunk; B over C in the readings' order, as `_launch_forward` takes it."""
+    y, states, mixed = _outputs_of_map(x, projected, A, D, bias, softplus, keep)
+    readings, images, chunks, columns, _ = mixed.shape
+    delta, mix = _parts(projected, A)
+    size = x.shape[1:3]
+    with _on(x):
+        kernels.mix_readings[(triton.cdiv(chunks * CHUNK, LANES), readings * images)](
+            mix, mixed, *mix.stride(), images, size[0] * size[1], chunks, *size,
+            WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, BLOCK=LANES, num_warps=4,
+        )  # fmt: skip
+    each = x.new_empty((readings, *y.shape))
+    _launch_forward(_read(x, readings), delta, A, D, bias, mixed, softplus, size, each, states)
+    _add_up(each, y)
+    return y, states, mixed
+
+
+@_forward_map.register_fake
+def _outputs_of_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    images, length = x.shape[0], x.shape[1] * x.shape[2]
+    mixed = A.new_empty((A.shape[0], images, -(-length // CHUNK), 2 * A.shape[1], CHUNK))
+    return x.new_empty(x.shape), _states(A, mixed, keep), mixed
+
+
+def _save_map(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_map(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    dx, dprojected, sums = torch.ops.medtune.scan_map_backward(*saved, dy, ctx.softplus)
+    return dx, dprojected, *_parameters_of(sums, *saved[3:5]), None, None
+
+
+_forward_map.register_autograd(_differentiate_map, setup_context=_save_map)
+
+
+@torch.library.custom_op("medtune::scan_map_backward", mutates_args=())
+def _backward_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and projected, those of A, D and bias as (K, N + 2, channels)."""
+    dx, dprojected, _ = _gradients_of_map(x, projected, A, D, bias, states, mixed, dy, softplus)
+    readings, images, chunks, columns, _ = mixed.shape
+    (delta, _), (ddelta, dmix) = _parts(projected, A), _parts(dprojected, A)
+    size, inputs = x.shape[1:3], (_read(x, readings), delta, A, D, bias, mixed, states)
+    du, sums, dmixed = _launch_backward(*inputs, _read(_rows(dy), readings), softplus, size, ddelta)
+    _add_up(du, dx)
+    with _on(x):
+        kernels.unmix_readings[(triton.cdiv(chunks, UNMIXED), readings * images)](
+            dmixed, dmix, dmix.stride(1), images, size[0] * size[1], chunks, dmixed.shape[0], *size,
+            WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
+        )  # fmt: skip
+    return dx, dprojected, sums.sum(1)
+
+
+@_backward_map.register_fake
+def _gradients_of_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), projected.new_empty(projected.shape), _sums(A)
+
+
+def _parts(projected: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """A map's steps (K, B, H W, D), and its B over C (B, H W, K, 2 N), nothing copied of a dense map."""
+    readings, states, channels = A.shape
+    delta, mix = projected.flatten(1, 2).split((readings * channels, readings * 2 * states), dim=-1)
+    return delta.unflatten(-1, (readings, channels)).permute(2, 0, 1, 3), mix.unflatten(-1, (readings, 2 * states))
+
+
+def _read(x: Tensor, readings: int) -> Tensor:
+    """A map (B, H, W, D) as what each reading visits: (K, B, H W, D), nothing copied of a dense one."""
+    return x.flatten(1, 2).expand(readings, -1, -1, -1)
+
+
+def _add_up(each: Tensor, total: Tensor) -> None:
+    """Fill total with the sum of K tensors like it, (K, ...), all contiguous; added up in float32."""
+    count = total.numel()
+    with _on(total):
+        kernels.add_up[(triton.cdiv(count, ADDED),)](each, total, count, K=len(each), BLOCK=ADDED, num_warps=4)
+
+
+def _states(A: Tensor, mixed: Tensor, keep: bool) -> Tensor:
+    """Room for what enters each chunk of a scan, none without `keep`."""
+    (readings, images, chunks), (states, channels) = mixed.shape[:3], A.shape[1:]
+    shape = (readings, images, -(-channels // LANES), chunks if keep else 0, states, LANES)
+    return A.new_empty(shape, dtype=torch.float32)
+
+
+def _sums(A: Tensor) -> Tensor:
+    return A.new_empty((A.shape[0], A.shape[1] + 2, A.shape[2]))
+
+
+def _parameters_of(sums: Tensor, D: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of A, D and bias."""
+    return sums[:, :-2], None if D is None else sums[:, -2], None if bias is None else sums[:, -1]
+
+
+def _launch_forward(
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool,
+    size: Sequence[int], y: Tensor, states: Tensor,
+) -> None:  # fmt: skip
+    """u, delta: (K, images, L, D); mix: (K, images, chunks, 2 N, CHUNK); size: a map's height and width, or (0, 0).
+
+    Fills y, (K, images, L, D), and states where it has room.
+    """
     readings, images, length, channels = u.shape
-    dy = _rows(dy)
-    du, ddelta = u.new_empty(u.shape), torch.empty_like(delta)  # in delta's order in memory: spares a product's input a copy
+    with _on(u):
+        kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
+            u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
+            images, length, channels, *size, 0,
+            HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=size[0] > 0,
+            KEEP=states.numel() > 0, **_sizes(A, mix, FORWARD_REGISTERS),
+        )  # fmt: skip
+
+
+def _launch_backward(
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, states: Tensor, dy: Tensor,
+    softplus: bool, size: Sequence[int], ddelta: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u (K, images, L, D), each image's of A, D and bias (K, images, N + 2, D), each block's of mix.
+
+    Fills ddelta, (K, images, L, D).
+    """
+    readings, images, length, channels = u.shape
+    dy, du = _rows(dy), u.new_empty(u.shape)
     blocks = triton.cdiv(channels, LANES)
-    dA = A.new_empty((readings, images, A.shape[1], channels))
+    sums = A.new_empty((readings, images, A.shape[1] + 2, channels))
     dmix = A.new_empty((blocks, *mix.shape))
-    dD, dbias = (A.new_zeros((readings, images, channels)) for _ in range(2))
     with _on(u):
         kernels.scan_backward[(blocks, readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, dA, dmix, dD, dbias,
+            u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, sums, dmix,
             *u.stride()[:3], *delta.stride()[:3], *dy.stride()[:3], *ddelta.stride()[:3],
-            images, length, channels, height, width, 0,
-            HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=height > 0,
+            images, length, channels, *size, 0,
+            HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=size[0] > 0,
             MMA=_has_tensor_cores(u), EXACT=delta.dtype == torch.float32,
             **_sizes(A, mix, BACKWARD_REGISTERS),
         )  # fmt: skip
-    return du, ddelta, dA.sum(1), dmix.sum(0), dD.sum(1), dbias.sum(1)
+    return du, sums, dmix
 
 
 def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:
@@ -144,69 +284,9 @@ def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:
     return {**sizes, "num_warps": warps, "num_stages": 1, "maxnreg": min(registers, 2048 // warps)}  # of 65536 in all
 
 
-@_backward.register_fake
-def _gradients(
-    u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, dy: Tensor,
-    softplus: bool, height: int, width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    per_channel = A.new_empty((A.shape[0], A.shape[2]))
-    like = u.new_empty(u.shape), torch.empty_like(delta), torch.empty_like(A), torch.empty_like(mix)
-    return *like, per_channel, torch.empty_like(per_channel)
-
-
 def _has_tensor_cores(u: Tensor) -> bool:
     """Whether there are TF32 matrix products, in NVIDIA's instructions, to add up with."""
     return u.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(u.device) >= (8, 0)
-
-
-@torch.library.custom_op("medtune::mix_readings", mutates_args=())
-def _mix(source: Tensor, height: int, width: int) -> Tensor:
-    """(B, H W, 4, 2 N) -> (4, B, chunks, 2 N, CHUNK), in float32, each reading in its order, zero past the end."""
-    mix = _mixed(source, height, width)
-    _launch_mix(source, mix, height, width, back=False)
-    return mix
-
-
-@_mix.register_fake
-def _mixed(source: Tensor, height: int, width: int) -> Tensor:
-    images, length, readings, columns = source.shape
-    return source.new_empty((readings, images, -(-length // CHUNK), columns, CHUNK), dtype=torch.float32)
-
-
-@torch.library.custom_op("medtune::unmix_readings", mutates_args=())
-def _unmix(mix: Tensor, height: int, width: int) -> Tensor:
-    """What `mix_readings` made, back where it was, in float32: (B, H W, 4, 2 N)."""
-    source = _unmixed(mix, height, width)
-    _launch_mix(source, mix.contiguous(), height, width, back=True)
-    return source
-
-
-@_unmix.register_fake
-def _unmixed(mix: Tensor, height: int, width: int) -> Tensor:
-    readings, images, _, columns, _ = mix.shape
-    return mix.new_empty((images, height * width, readings, columns))
-
-
-def _launch_mix(source: Tensor, mix: Tensor, height: int, width: int, back: bool) -> None:
-    readings, images, chunks, columns, chunk = mix.shape
-    strides = (source.stride(i) for i in (0, 1, 2, 3))
-    with _on(mix):
-        kernels.mix_readings[(triton.cdiv(chunks * chunk, LANES), readings * images)](
-            source, mix, *strides, images, height * width, chunks, height, width,
-            BACK=back, WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=chunk, BLOCK=LANES,
-            num_warps=4,
-        )  # fmt: skip
-
-
-def _save_map(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-    ctx.map, ctx.dtype = inputs[1:], inputs[0].dtype
-
-
-def _differentiate_mix(ctx: Any, dmix: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.medtune.unmix_readings(dmix, *ctx.map).to(ctx.dtype), None, None
-
-
-_mix.register_autograd(_differentiate_mix, setup_context=_save_map)
 
 
 def _rows(x: Tensor) -> Tensor:

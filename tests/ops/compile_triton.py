@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from medtune.ops import depthwise_kernels, triton_depthwise, triton_scan
 from medtune.ops import triton_kernels as kernels
 
-FLOAT32 = ("A", "mix", "skip", "bias", "states", "dA", "dmix", "dskip", "dbias", "weight", "sums")
+FLOAT32 = ("A", "mix", "skip", "bias", "states", "sums", "dmix", "weight")
 UNSPECIALISED = {"images", "length", "height", "width", "zero", "each"}
 SETTINGS = {"HAS_SKIP": True, "HAS_BIAS": True, "SOFTPLUS": True, "MAP": True}
 SIZES = {"N": 16, "M": 16 // triton_scan.WARPS, "G": triton_scan.WARPS, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
@@ -39,6 +39,11 @@ def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], **o
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return resources(compiled)
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """What a compiled kernel takes of a multiprocessor, and how often lanes exchange values."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from medtune.models import layers
-from medtune.ops import depthwise
+from medtune.ops import depthwise, gated_norm
 from tests.ops.test_scan import inputs, loop
 
 GIVEN = ("u", "delta", "A", "B", "C", "D", "bias")
@@ -159,7 +159,7 @@ def compiled() -> dict[str, float]:
         return functional_call(branch, dict(zip(names, parameters, strict=True)), x)
 
     exact = gradients(run, values, torch.float64, "cpu")
-    modules = (layers, depthwise)
+    modules = (layers, depthwise, gated_norm)
     chosen = layers.in_kernels
     for module in modules:
         module.in_kernels = lambda x: True

@@ -1,0 +1,59 @@
+"""Compiles the gated norm's kernels for a GPU that need not be here: `python -m tests.ops.compile_norm 90 bf16 96 768`.
+
+With the specialisations of a launch. Prints JSON: for each number of channels and kernel what it takes, and the widths in
+bytes of what it loads and stores of maps.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from medtune.ops import norm_kernels as kernels
+from medtune.ops import triton_norm
+from tests.ops.compile_triton import resources
+
+FLOAT32 = ("weight", "bias", "sums")
+MAPS = ("y", "z", "out", "dout", "dy", "dz")
+
+
+def used(kernel: Any, capability: int, dtype: str, channels: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {"GATED": True, **triton_norm._sizes(channels)}
+    options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
+    types = {name: "i32" for name in kernel.arg_names} | {"eps": "fp32"} | {name: "constexpr" for name in settings}
+    types |= {name: f"*{dtype}" for name in MAPS if name in types} | {name: "*fp32" for name in FLOAT32 if name in types}
+    constants = {(kernel.arg_names.index(name),): value for name, value in settings.items()}
+    multiples = types.keys() - settings.keys() - {"eps", "length"}  # of 16, as strides and addresses are
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    copied = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x(\w+)", ptx)
+    loaded = re.findall(r"ld\.global(?:\.\w+)*?\.v(\d)\.b32", ptx)
+    stored = re.findall(r"st\.global(?:\.\w+)*?\.v(\d)\.b32", ptx)
+    return {
+        **resources(compiled),
+        "copied": sorted({int(width, 16) for width in copied}),
+        "loaded": sorted({4 * int(width) for width in loaded}),
+        "stored": sorted({4 * int(width) for width in stored}),
+    }
+
+
+def main() -> None:
+    capability, dtype, channels = int(sys.argv[1]), sys.argv[2], [int(number) for number in sys.argv[3:]]
+    found = {
+        f"{number}, {kernel.__name__}": used(kernel, capability, dtype, number)
+        for number in channels
+        for kernel in (kernels.norm_forward, kernels.norm_backward)
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the gated norm's kernels are compared with: on a GPU or, as `python -m tests.ops.norm_cases`, by the interpreter."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from medtune.models import medmamba, vmamba
+from medtune.ops import engines
+from medtune.ops.gated_norm import gated_norm
+from tests.ops.triton_cases import errors, gradients
+
+CASES: dict[str, dict[str, Any]] = {
+    "three pieces, tiles one after the other": dict(shape=(2, 5, 7, 96)),
+    "odd channels, both halves of wider rows": dict(shape=(1, 3, 5, 37), halves=True),
+    "no gate": dict(shape=(2, 3, 3, 40), gated=False),
+    "bfloat16, halves of wider rows": dict(shape=(2, 3, 3, 32), halves=True, dtype=torch.bfloat16),
+    "a mean a thousand times the deviation": dict(shape=(1, 2, 3, 16), shift=1000.0),
+    "a map that lies by columns, twice": dict(shape=(2, 2, 3, 5), columns=True, recomputed=True),
+    "gates that overflow": dict(shape=(1, 1, 4, 8), open=200.0),
+    "a row of several warps, one channel more than pieces have": dict(shape=(1, 1, 3, 1537)),
+    "no rows": dict(shape=(0, 2, 2, 8)),
+}
+LARGE: dict[str, dict[str, Any]] = {
+    f"{side}x{side}, {channels}, {'bfloat16' if dtype == torch.bfloat16 else 'float32'}{', no gate' * (not gated)}": dict(
+        shape=(8, side, side, channels), dtype=dtype, gated=gated, halves=gated
+    )
+    for side, channels in ((56, 96), (28, 192), (14, 384), (7, 768), (56, 128), (7, 1024), (7, 2048))
+    for dtype, gated in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False))
+}
+"""For a GPU."""
+BLOCKS = ("medmamba", "vmamba", "compiled")
+
+
+def compare(name: str, device: str) -> dict[str, float]:
+    """The relative errors of one case."""
+    return block(name) if name in BLOCKS else norm(device, **(CASES | LARGE)[name])
+
+
+def norm(
+    device: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, gated: bool = True, halves: bool = False,
+    columns: bool = False, recomputed: bool = False, shift: float = 0.0, open: float = 1.0,
+) -> dict[str, float]:  # fmt: skip
+    """Relative errors of the result and all gradients beside PyTorch's operators in float64.
+
+    halves: y and z side by side in memory; columns: both transposed; recomputed: under activation checkpointing.
+    """
+    g = torch.Generator().manual_seed(shape[-1])
+    y, z, weight, bias = (torch.randn(s, generator=g) for s in (shape, shape, shape[-1:], shape[-1:]))
+    values = [v.to(dtype) for v in (torch.cat((y + shift, open * z), dim=-1), 1 + weight / 2, bias)]
+
+    def function(both: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, z = both.chunk(2, dim=-1)
+        if not halves:
+            y, z = y.contiguous(), z.contiguous()
+        if columns:
+            y, z = (v.transpose(1, 2).contiguous().transpose(1, 2) for v in (y, z))
+        return gated_norm(y, z if gated else None, weight, bias, 1e-5)
+
+    ours = functools.partial(checkpoint, function, use_reentrant=False) if recomputed else function
+    exact = gradients(function, values, torch.float64, "cpu")
+    found = by_kernels(lambda: gradients(ours, values, dtype, device))
+    assert found[0].dtype == dtype and found[0].is_contiguous()
+    if not exact[0].numel():
+        assert not found[2].any() and not found[3].any()
+        return {}
+    return errors(("result", "y and z", "weight", "bias"), found, exact)
+
+
+def block(name: str) -> dict[str, float]:
+    """Errors of a model's scan, with its norm, in the kernels beside PyTorch in float64; or of it compiled beside itself."""
+    torch.manual_seed(0)
+    module = vmamba.SS2D(2, 2) if name == "vmamba" else medmamba.SS2D(2, states=1)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    values = [torch.randn(1, 2, 3, 2), *(torch.randn_like(p) * 0.5 for p in parameters)]
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), x)
+
+    if name == "compiled":
+        whole = torch.compile(function, fullgraph=True, backend="aot_eager")
+        found, plain = by_kernels(lambda: [gradients(f, values, torch.float32, "cpu") for f in (whole, function)])
+        exact = [v.double() for v in plain]
+    else:
+        found = by_kernels(lambda: gradients(function, values, torch.float32, "cpu"))
+        exact = gradients(function, values, torch.float64, "cpu")
+    return errors(("result", "x", *names), found, exact)
+
+
+def by_kernels(function: Any) -> Any:
+    """What a function returns where each of our kernels runs, float64 apart."""
+    chosen, engines.scan_engine = engines.scan_engine, lambda device: "triton"
+    try:
+        return function()
+    finally:
+        engines.scan_engine = chosen
+
+
+def main() -> None:
+    from medtune.ops import triton_norm
+
+    triton_norm.FORWARD_PROGRAMS = triton_norm.BACKWARD_PROGRAMS = 2  # more than a tile for each
+    torch.set_num_threads(1)
+    print(json.dumps({name: compare(name, "cpu") for name in sys.argv[1:]}))
+
+
+if __name__ == "__main__":
+    main()
