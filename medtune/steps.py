@@ -8,6 +8,7 @@ without, which is when libraries choose their ways and the optimizer makes its s
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,11 +152,11 @@ class GraphStepper(Stepper):
     def __init__(
         self, net: nn.Module, optimizer: torch.optim.Optimizer, config: TrialConfig, weights: Tensor | None, compiles: bool
     ) -> None:
-        """`compiles`: whether the model's blocks are compiled before they are recorded."""
+        """`compiles`: whether the model's blocks are compiled before whole batches are recorded."""
         super().__init__(net, optimizer, config, weights, SOLO)
         self.problem: str | None = None
         self.compiles = compiles
-        self._stream = torch.cuda.Stream()
+        self._stream = _side_stream(torch.cuda.current_device())
         self._warmed: dict[int, int] = {}
         self._recorded: dict[int, _Recorded] = {}
 
@@ -170,15 +171,16 @@ class GraphStepper(Stepper):
             found = self._record(batch, marks, total)
         if found is None:
             self._warmed[size] = self._warmed.get(size, 0) + 1
-            with self._compiled():
+            with self._compiled(size):
                 return self._on_side(lambda: Stepper.step(self, batch, marks, total))
         for held, new in zip(found.batch.tensors(), batch.tensors(), strict=True):
             held.copy_(new, non_blocking=True)
         found.graph.replay()
         return found.output, found.loss
 
-    def _compiled(self) -> contextlib.AbstractContextManager[None]:
-        if not self.compiles:
+    def _compiled(self, size: int) -> contextlib.AbstractContextManager[None]:
+        """An epoch's last batch, of another size, runs as it is: it would be compiled anew, for one step an epoch."""
+        if not self.compiles or size != self.config.batch_size:
             return contextlib.nullcontext()
         from medtune.models.compiled import compiled
 
@@ -209,7 +211,7 @@ class GraphStepper(Stepper):
         torch.cuda.empty_cache()  # what the steps so far took is room for the graph's pool
         try:
             recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-            with self._compiled(), recording:
+            with self._compiled(size), recording:
                 output, loss = self._step(held, marks, total)
         except RuntimeError as error:
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
@@ -223,6 +225,12 @@ class GraphStepper(Stepper):
             return None
         self._recorded[size] = found = _Recorded(graph, held, output, loss, self._lrs(), list(marks))
         return found
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on."""
+    return torch.cuda.Stream(device)
 
 
 def stepper_of(

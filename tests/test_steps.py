@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -127,3 +128,32 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     results, _, stepper = trained(tiny_config(batch_size=8), tiny_data)
     assert len(results) == 4 and isinstance(stepper, GraphStepper)
     assert stepper.problem and not stepper._recorded
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_whole_batches_alone_are_compiled(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """49 images in batches of 10: the last nine are computed as they are."""
+    compiled_sizes: set[int] = set()
+    others: set[int] = set()
+    inside: list[torch.nn.Module] = []
+
+    @contextlib.contextmanager
+    def compiling(model: torch.nn.Module) -> Iterator[None]:
+        inside.append(model)
+        yield
+        inside.pop()
+
+    class Tells(TinyNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                (compiled_sizes if inside else others).add(len(x))
+            return super().forward(x)
+
+    monkeypatch.setattr("medtune.models.compiled.compiled", compiling)
+    monkeypatch.setattr(models, "build", lambda *_, **__: Tells(2, 3))
+    monkeypatch.setenv(COMPILE, "1")
+    trained(tiny_config(batch_size=10), tiny_data)
+    assert (compiled_sizes, others) == ({10}, {9})
