@@ -49,7 +49,7 @@ def run_group(folder: Path, device: str, models: Sequence[str], epochs: int = 2)
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes on the CPU."""
-    return run_group(tmp_path_factory.mktemp("group"), "cpu", MODELS)
+    return run_group(tmp_path_factory.mktemp("group"), "cpu", (*MODELS, "resnet50+norm"))
 
 
 @functools.cache
@@ -84,13 +84,12 @@ def test_begun_by_two_processes_and_finished_by_one(together: Path, model: str) 
     assert_close(resumed.model.state_dict(), alone(model))
 
 
-def test_what_is_judged_is_what_is_kept_where_batchnorm_is_not_synchronised(tmp_path: Path) -> None:
+def test_what_is_judged_is_what_is_kept_where_batchnorm_is_not_synchronised(together: Path) -> None:
     """On a CPU each process's BatchNorm counts its own images; val figures are still those of the weights that are saved."""
-    run_group(tmp_path, "cpu+norm", ("resnet50",), epochs=1)
-    figures = [json.loads((tmp_path / f"resnet50-{rank}.json").read_text())[0] for rank in range(2)]
+    figures = [json.loads((together / f"resnet50+norm-{rank}.json").read_text())[-1] for rank in range(2)]
     assert figures[0] == figures[1]
     model = medtune.models.build("resnet50").eval()
-    model.load_state_dict(torch.load(tmp_path / "resnet50.pt", weights_only=True))
+    model.load_state_dict(torch.load(together / "resnet50+norm.pt", weights_only=True))
     val = data().val
     loss = torch.nn.functional.cross_entropy(predict(model, val, 32, torch.device("cpu")), torch.from_numpy(val.labels))
     assert figures[0]["val/loss"] == pytest.approx(loss.item(), abs=1e-5)

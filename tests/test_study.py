@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import ray
 import torch
 
 from benchmarks import kill_resume
@@ -24,6 +25,24 @@ from medtune.search.space import Choice, Real, SearchSpace
 from medtune.study import run_study, study_name
 from medtune.watch import Watch
 from tests.support.failing_trial import FailingTrial
+
+END_RAY = ray.shutdown
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Studies of this process go on with the Ray that the first of them started, which takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "shutdown", lambda: None)
+        yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def own_ray(monkeypatch):
+    """A study ends Ray, as users' do: one that breaks leaves processes behind that nobody else ends."""
+    END_RAY()
+    monkeypatch.setattr(ray, "shutdown", END_RAY)
 
 
 @pytest.fixture(scope="module")
@@ -61,44 +80,9 @@ def test_the_same_command_adds_nothing_and_more_trials_extend(played, capsys):
     before = [row.attrs for row in load_study(str(folder)).rows]
     assert run_study(config, definition("kill"), PlayedTrial) == folder
     assert [row.attrs for row in load_study(str(folder)).rows] == before
-    run_study(replace(config, trials=14), definition("kill"), PlayedTrial)
+    run_study(replace(config, trials=14, concurrent=1), definition("kill"), PlayedTrial)
     rows = load_study(str(folder)).rows
     assert len(rows) == 14 and [row.attrs for row in rows[:12]] == before
-
-
-def test_a_run_of_tunes_that_breaks_is_begun_anew_from_the_ledger(storage, monkeypatch, capsys):
-    """Once in mid-study and once when all is done; that the first launch got nowhere would have been the end."""
-    tick, end, broken = Watch.tick, Watch.end, []
-
-    def breaks(self):
-        tick(self)
-        if not broken and any(row.finished for row in self.conductor.rows.values()):
-            broken.append("tick")
-            raise RuntimeError("started a trial that was lost")
-
-    def breaks_again(self):
-        end(self)
-        if "tick" in broken and "end" not in broken:
-            broken.append("end")
-            raise KeyError("an actor")
-
-    monkeypatch.setattr(Watch, "tick", breaks)
-    monkeypatch.setattr(Watch, "end", breaks_again)
-    config = replace(kill_resume.config(storage, 4), name="broken")
-    folder = run_study(config, definition("broken"), PlayedTrial)
-    assert broken == ["tick", "end"] or broken == ["tick"]
-    kill_resume.check(load_study("broken", config.storage), 4)
-    assert "Ray Tune ended with" in capsys.readouterr().out
-    assert {row.faults for row in load_study(str(folder)).rows} == {0}, "no trial is charged with it"
-
-
-def test_a_run_of_tunes_that_gets_nowhere_is_told(storage, monkeypatch):
-    def breaks(self):
-        raise RuntimeError("nothing goes")
-
-    monkeypatch.setattr(Watch, "tick", breaks)
-    with pytest.raises(LaunchBroke, match="nothing goes"):
-        run_study(replace(kill_resume.config(storage, 2), name="nowhere"), definition("nowhere"), PlayedTrial)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +121,7 @@ def planned(storage, seeds=1, settings=PLANNED, **changes):
 
 @pytest.fixture(scope="module")
 def plan_run(storage):
-    return run_study(*planned(storage), PlayedTrial)
+    return run_study(*planned(storage, concurrent=1), PlayedTrial)
 
 
 def test_a_plan_is_trained_to_its_end_as_it_stands(plan_run, storage, capsys):
@@ -315,6 +299,41 @@ def test_one_trial_at_a_time_two_studies_of_one_seed_are_equal(tmp_path):
         study = load_study(name, tmp_path)
         rows.append([(row.state, row.epoch, row.value, row.settings) for row in study.rows])
     assert rows[0] == rows[1]
+
+
+def test_a_run_of_tunes_that_breaks_is_begun_anew_from_the_ledger(own_ray, storage, monkeypatch, capsys):
+    """Once in mid-study and once when all is done; that the first launch got nowhere would have been the end."""
+    tick, end, broken = Watch.tick, Watch.end, []
+
+    def breaks(self):
+        tick(self)
+        if not broken and any(row.finished for row in self.conductor.rows.values()):
+            broken.append("tick")
+            raise RuntimeError("started a trial that was lost")
+
+    def breaks_again(self):
+        end(self)
+        if "tick" in broken and "end" not in broken:
+            broken.append("end")
+            raise KeyError("an actor")
+
+    monkeypatch.setattr(Watch, "tick", breaks)
+    monkeypatch.setattr(Watch, "end", breaks_again)
+    config = replace(kill_resume.config(storage, 4), name="broken", concurrent=1)
+    folder = run_study(config, definition("broken"), PlayedTrial)
+    assert broken == ["tick", "end"] or broken == ["tick"]
+    kill_resume.check(load_study("broken", config.storage), 4)
+    assert "Ray Tune ended with" in capsys.readouterr().out
+    assert {row.faults for row in load_study(str(folder)).rows} == {0}, "no trial is charged with it"
+
+
+def test_a_run_of_tunes_that_gets_nowhere_is_told(own_ray, storage, monkeypatch):
+    def breaks(self):
+        raise RuntimeError("nothing goes")
+
+    monkeypatch.setattr(Watch, "tick", breaks)
+    with pytest.raises(LaunchBroke, match="nothing goes"):
+        run_study(replace(kill_resume.config(storage, 2), name="nowhere"), definition("nowhere"), PlayedTrial)
 
 
 def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp_path):

@@ -35,6 +35,12 @@ class Failing:
         return "done"
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits(monkeypatch):
+    """Of earlier tests an attempt may have left this process its patience."""
+    monkeypatch.setattr(patience_module, "_current", None)
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(patience_module, "TOLD_SECONDS", 0.0)
@@ -71,8 +77,7 @@ def test_other_errors_are_not_storage_s(at_once):
         patiently("the file", Failing(1))  # a process without patience
 
 
-def test_a_share_that_is_gone_is_waited_for_and_not_made_anew(spec, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(patience_module, "_current", None)
+def test_a_share_that_is_gone_is_waited_for_and_not_made_anew(spec, tmp_path):  # noqa: F811
     share = tmp_path / "share"
     study = share / "s"
     study.mkdir(parents=True)

@@ -1,8 +1,9 @@
 """One process of a group that trains models together, for tests/test_parallel.py.
 
-Arguments: rank, world, meeting point, folder, device (cpu, cpu+norm, cuda), epochs, models.
+Arguments: rank, world, meeting point, folder, device (cpu, cuda), epochs, models.
 
-Stochastic depth is off, as it differs between processes. On `cpu` BatchNorm is frozen, as it cannot be synchronised there.
+Stochastic depth is off, as it differs between processes. On `cpu` BatchNorm is frozen, as it cannot be synchronised there,
+but of a model whose name ends in `+norm`.
 """
 
 from __future__ import annotations
@@ -75,10 +76,11 @@ def train(
     """A calm model, trained on for so many epochs."""
     torch.backends.cudnn.allow_tf32 = False
     build = medtune.models.build
-    medtune.models.build = calm(build, frozen=device == "cpu")  # type: ignore[assignment]
-    place = torch.device(device.removesuffix("+norm"))
+    name = model.removesuffix("+norm")
+    medtune.models.build = calm(build, frozen=device == "cpu" and name == model)  # type: ignore[assignment]
+    place = torch.device(device)
     try:
-        fitting = fit(config(model, **changes), data(), device=place, group=group, checkpoints=store, save_at=(1, 2))
+        fitting = fit(config(name, **changes), data(), device=place, group=group, checkpoints=store, save_at=(1, 2))
         for _ in range(epochs):
             next(fitting)
     finally:
@@ -88,7 +90,7 @@ def train(
 
 @contextlib.contextmanager
 def _meeting(group: Group, address: str, device: str) -> Iterator[None]:
-    if device.startswith("cpu"):
+    if device == "cpu":
         with joined(group, address, torch.device("cpu"), local=True):
             yield
         return
