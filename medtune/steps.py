@@ -217,6 +217,7 @@ class GraphStepper(Stepper):
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._recorded.clear()
+            _side_stream.cache_clear()  # nobody after this trial is to work on a stream whose recording broke off
             # What breaks off leaves the device's random numbers in a recording's state, in which no step may draw any.
             numbers = torch.cuda.default_generators[torch.cuda.current_device()]
             numbers.graphsafe_set_state(numbers.clone_state())

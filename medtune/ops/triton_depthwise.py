@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from medtune.ops import depthwise_kernels as kernels
-from medtune.ops.triton_scan import _on, _or, _rows
+from medtune.ops.launch import dense_rows, given_or, on
 
 TILE, BACKWARD_TILE = (7, 4), (7, 2)
 """Rows and columns of a lane's positions at most: more load less for each, but take longer to compile (by their cube)."""
@@ -27,7 +27,7 @@ PROGRAMS = 2048
 def triton_depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """silu(conv2d(x, weight, bias, padding=1)): x (B, H, W, D), any strides; weight (D, 1, 3, 3); bias (D). y like x."""
     taps = weight.flatten(1).mT.float().contiguous()  # (9, D): channels side by side, as x has them
-    return torch.ops.medtune.triton_depthwise(_rows(x), taps, None if bias is None else bias.float().contiguous())
+    return torch.ops.medtune.triton_depthwise(dense_rows(x), taps, None if bias is None else bias.float().contiguous())
 
 
 @torch.library.custom_op("medtune::triton_depthwise", mutates_args=())
@@ -58,7 +58,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 @torch.library.custom_op("medtune::triton_depthwise_backward", mutates_args=())
 def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and, in one (10, D), of the nine taps and the bias."""
-    dy = _rows(dy)
+    dy = dense_rows(dy)
     ds, dx = x.new_empty(x.shape), x.new_empty(x.shape)
     sizes = _sizes(x, BACKWARD_TILE)
     tiles, blocks = _tiles(x, sizes), triton.cdiv(x.shape[3], sizes["BLOCK"])
@@ -66,9 +66,9 @@ def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple
     each = triton.cdiv(groups * blocks, PROGRAMS)
     programs = triton.cdiv(groups, each)
     sums = taps.new_empty((programs, 10, x.shape[3]))
-    with _on(x):
+    with on(x):
         kernels.depthwise_backward[(programs * blocks,)](
-            x, taps, _or(bias, taps), dy, ds, sums, x.shape[0], each, x.stride(0), dy.stride(0),
+            x, taps, given_or(bias, taps), dy, ds, sums, x.shape[0], each, x.stride(0), dy.stride(0),
             ROW=x.stride(1), COLUMN=x.stride(2), DY_ROW=dy.stride(1), DY_COLUMN=dy.stride(2),
             HAS_BIAS=bias is not None, **sizes,
         )  # fmt: skip
@@ -85,9 +85,9 @@ def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor, back: boo
     """Fill y with x' convolution and its SiLU, or, `back`, with the gradient of what was convolved, of the output's, x."""
     sizes = _sizes(x, BACKWARD_TILE if back else TILE)
     programs = triton.cdiv(_tiles(x, sizes), sizes["SIDE"]) * triton.cdiv(x.shape[3], sizes["BLOCK"])
-    with _on(x):
+    with on(x):
         kernels.depthwise[(programs,)](
-            x, taps, _or(bias, taps), y, x.shape[0], x.stride(0), ROW=x.stride(1), COLUMN=x.stride(2),
+            x, taps, given_or(bias, taps), y, x.shape[0], x.stride(0), ROW=x.stride(1), COLUMN=x.stride(2),
             HAS_BIAS=bias is not None, BACK=back, **sizes,
         )  # fmt: skip
 

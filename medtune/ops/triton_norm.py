@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from medtune.ops import norm_kernels as kernels
-from medtune.ops.triton_scan import _on
+from medtune.ops.launch import on
 
 WARPS = 4
 """Warps of a program."""
@@ -45,7 +45,7 @@ def _forward(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: flo
     flat, gate = _flat(y), _flat(y if z is None else z)
     sizes = _sizes(y.shape[-1])
     programs = _programs(y, len(flat), sizes, FORWARD_PROGRAMS)
-    with _on(y):
+    with on(y):
         kernels.norm_forward[(programs,)](
             flat, gate, weight, bias, out, flat.stride(0), gate.stride(0), len(flat), eps, GATED=z is not None, **sizes
         )
@@ -81,7 +81,7 @@ def _backward(
     sizes = _sizes(y.shape[-1])
     programs = _programs(y, len(flat), sizes, BACKWARD_PROGRAMS)
     sums = weight.new_empty((programs, 2, len(weight)))
-    with _on(y):
+    with on(y):
         kernels.norm_backward[(programs,)](
             flat, gate, weight, bias, slope, dy, dz, sums, flat.stride(0), gate.stride(0), slope.stride(0), len(flat), eps,
             GATED=z is not None, **sizes,

@@ -6,7 +6,6 @@ The operators are opaque to torch.compile, which neither breaks there nor looks 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import triton
 from torch import Tensor
 
 from medtune.ops import triton_kernels as kernels
+from medtune.ops.launch import dense_rows, given_or, on
 
 CHUNK = 8
 """Positions in a tile, as many as tensor cores' sums have rows; the state that enters each is kept for the backward pass."""
@@ -51,7 +51,7 @@ def triton_scan_map(
     _, height, width, _ = x.shape
     if height * width > LONGEST:
         raise ValueError(f"a map may have {LONGEST} positions, got {height} x {width}")
-    inputs = (_rows(x), _rows(projected), *_parameters(A, D, bias))
+    inputs = (dense_rows(x), dense_rows(projected), *_parameters(A, D, bias))
     y, *_ = torch.ops.medtune.scan_map(*inputs, softplus, _kept(*inputs))
     return y
 
@@ -59,7 +59,7 @@ def triton_scan_map(
 def _scan(
     u: Tensor, delta: Tensor, A: Tensor, mix: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> Tensor:
-    inputs = (_rows(u), _rows(delta), *_parameters(A, D, bias), mix)
+    inputs = (dense_rows(u), dense_rows(delta), *_parameters(A, D, bias), mix)
     y, _ = torch.ops.medtune.scan(*inputs, softplus, _kept(*inputs))
     return y
 
@@ -134,7 +134,7 @@ def _forward_map(
     readings, images, chunks, columns, _ = mixed.shape
     delta, mix = _parts(projected, A)
     size = x.shape[1:3]
-    with _on(x):
+    with on(x):
         kernels.mix_readings[(triton.cdiv(chunks * CHUNK, LANES), readings * images)](
             mix, mixed, *mix.stride(), images, size[0] * size[1], chunks, *size,
             WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, BLOCK=LANES, num_warps=4,
@@ -179,9 +179,9 @@ def _backward_map(
     readings, images, chunks, columns, _ = mixed.shape
     (delta, _), (ddelta, dmix) = _parts(projected, A), _parts(dprojected, A)
     size, inputs = x.shape[1:3], (_read(x, readings), delta, A, D, bias, mixed, states)
-    du, sums, dmixed = _launch_backward(*inputs, _read(_rows(dy), readings), softplus, size, ddelta)
+    du, sums, dmixed = _launch_backward(*inputs, _read(dense_rows(dy), readings), softplus, size, ddelta)
     _add_up(du, dx)
-    with _on(x):
+    with on(x):
         kernels.unmix_readings[(triton.cdiv(chunks, UNMIXED), readings * images)](
             dmixed, dmix, dmix.stride(1), images, size[0] * size[1], chunks, dmixed.shape[0], *size,
             WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
@@ -212,7 +212,7 @@ def _read(x: Tensor, readings: int) -> Tensor:
 def _add_up(each: Tensor, total: Tensor) -> None:
     """Fill total with the sum of K tensors like it, (K, ...), all contiguous; added up in float32."""
     count = total.numel()
-    with _on(total):
+    with on(total):
         kernels.add_up[(triton.cdiv(count, ADDED),)](each, total, count, K=len(each), BLOCK=ADDED, num_warps=4)
 
 
@@ -241,9 +241,9 @@ def _launch_forward(
     Fills y, (K, images, L, D), and states where it has room.
     """
     readings, images, length, channels = u.shape
-    with _on(u):
+    with on(u):
         kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
+            u, delta, A, mix, given_or(D, A), given_or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
             images, length, channels, *size, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=size[0] > 0,
             KEEP=states.numel() > 0, **_sizes(A, mix, FORWARD_REGISTERS),
@@ -259,13 +259,13 @@ def _launch_backward(
     Fills ddelta, (K, images, L, D).
     """
     readings, images, length, channels = u.shape
-    dy, du = _rows(dy), u.new_empty(u.shape)
+    dy, du = dense_rows(dy), u.new_empty(u.shape)
     blocks = triton.cdiv(channels, LANES)
     sums = A.new_empty((readings, images, A.shape[1] + 2, channels))
     dmix = A.new_empty((blocks, *mix.shape))
-    with _on(u):
+    with on(u):
         kernels.scan_backward[(blocks, readings * images)](
-            u, delta, A, mix, _or(D, A), _or(bias, A), states, dy, du, ddelta, sums, dmix,
+            u, delta, A, mix, given_or(D, A), given_or(bias, A), states, dy, du, ddelta, sums, dmix,
             *u.stride()[:3], *delta.stride()[:3], *dy.stride()[:3], *ddelta.stride()[:3],
             images, length, channels, *size, 0,
             HAS_SKIP=D is not None, HAS_BIAS=bias is not None, SOFTPLUS=softplus, MAP=size[0] > 0,
@@ -287,18 +287,3 @@ def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:
 def _has_tensor_cores(u: Tensor) -> bool:
     """Whether there are TF32 matrix products, in NVIDIA's instructions, to add up with."""
     return u.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(u.device) >= (8, 0)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with channels side by side in memory, as the kernels want them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _or(x: Tensor | None, instead: Tensor) -> Tensor:
-    """A kernel takes an address also of what it does not read."""
-    return instead if x is None else x
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

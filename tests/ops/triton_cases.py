@@ -35,6 +35,7 @@ SEQUENCES: dict[str, dict[str, Any]] = {
 MAPS: dict[str, dict[str, Any]] = {
     "a map twice": dict(images=1, height=3, width=2, channels=3, states=1, recomputed=True),
     "maps": dict(images=2, height=3, width=5, channels=5),
+    "two blocks of a map's channels": dict(images=1, height=2, width=3, channels=33, states=1),
     "maps in bfloat16": dict(images=2, height=4, width=3, channels=4, dtype=torch.bfloat16),
 }
 CONVOLVED: dict[str, dict[str, Any]] = {
