@@ -18,9 +18,10 @@ from medtune.models.parts import parts_of
 MOST_SHAPES = 64
 """Shapes of one class of blocks that a process compiles, of all its trials; others run as they are."""
 
-OPTIONS = {"layout_optimization": False, "combo_kernels": True}
-"""Inductor's. Its layouts take maps (B, H, W, C) for (B, C, H, W) and turn them round in memory before and after each block.
-Small operations beside each other, weights' conversions above all, become one kernel (benchmarks/NOTES.md)."""
+OF_ROWS = {"layout_optimization": False, "combo_kernels": True}
+"""Inductor's options for blocks of maps (B, H, W, C) or tokens, which it takes for (B, C, H, W) and would turn round in
+memory before and after each. Small operations beside each other, weights' conversions above all, become one kernel. What both
+give MedMamba: benchmarks/NOTES.md. Convolutional networks, CHANNELS_LAST, have its defaults."""
 
 
 @contextlib.contextmanager
@@ -29,9 +30,10 @@ def compiled(model: nn.Module) -> Iterator[None]:
     import torch._dynamo
 
     blocks: list[Any] = parts_of(model, "BLOCKS") + parts_of(model, "COMPILED")
+    of_rows = not parts_of(model, "CHANNELS_LAST")
     for block in blocks:
         kind: Any = type(block)
-        block.forward = functools.partial(_compiled(kind), block)
+        block.forward = functools.partial(_compiled(kind, of_rows), block)
     try:
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=8 * MOST_SHAPES):
             yield
@@ -41,5 +43,5 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 
 @functools.cache
-def _compiled(kind: Any) -> Any:
-    return torch.compile(kind.forward, dynamic=False, options=dict(OPTIONS))
+def _compiled(kind: Any, of_rows: bool) -> Any:
+    return torch.compile(kind.forward, dynamic=False, options=dict(OF_ROWS) if of_rows else None)
