@@ -20,8 +20,8 @@ MOST_SHAPES = 64
 
 OF_ROWS = {"layout_optimization": False, "combo_kernels": True}
 """Inductor's options for blocks of maps (B, H, W, C) or tokens, which it takes for (B, C, H, W) and would turn round in
-memory before and after each. Small operations beside each other, weights' conversions above all, become one kernel. What both
-give MedMamba: benchmarks/NOTES.md. Convolutional networks, CHANNELS_LAST, have its defaults."""
+memory before and after each. Small operations beside each other, weights' conversions above all, become one kernel. What
+both give MedMamba: benchmarks/NOTES.md. Convolutional networks, CHANNELS_LAST, have its defaults."""
 
 
 @contextlib.contextmanager
