@@ -2,7 +2,8 @@
 
 Run:     python sweeps/medmamba.py                     (the report's recipe: needs a GPU)
          python sweeps/medmamba.py --preset laptop     (32 px, minutes on two cores)
-Result:  full: not run yet.
+Result:  full: begun, not finished. Two trials of MedMamba-s side by side on one H200 came to epoch 50 of 150 in 4.6 minutes
+         (at 288c66a, 2026-12-01): val loss 0.090 (adam, lr 0.001) and 0.077 (adam, lr 0.0001); no external figures yet.
          laptop (16 trials, seed 0, two cores, about 9 minutes): val loss 0.322, val AUC 0.945 by the report's base setting,
          2 trials COMPLETE, 14 PRUNED; on a stand-in for CPN X-ray (395 images, not the published set) AUC 0.790
          [0.745, 0.834]. One run of one seed: it shows the way, not the winner.
