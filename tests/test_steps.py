@@ -51,6 +51,18 @@ def test_compiling_is_for_long_trials_of_large_images() -> None:
     assert pays(full, 224) and not pays(full, 64) and not pays(10 * 4708, 224)
 
 
+@pytest.mark.parametrize(("name", "options"), [("medmamba_t", compiled_module.OF_ROWS), ("resnet50", None)])
+def test_maps_of_rows_are_not_turned_round(monkeypatch: pytest.MonkeyPatch, name: str, options: Any) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: asked.append(settings["options"]) or function)
+    monkeypatch.setattr(compiled_module, "_compiled", functools.cache(compiled_module._compiled.__wrapped__))
+    with torch.device("meta"):
+        model = models.build(name)
+    with compiled(model):
+        pass
+    assert asked and all(found == options for found in asked)
+
+
 @pytest.mark.slow
 def test_compiled_blocks_share_code_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, not compiled to machine code, which takes minutes."""

@@ -11,14 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _sigmoid(s):
-    """In two special functions and no division: 1 / sqrt(v) squared, v from 1 up."""
-    root = tl.rsqrt(1.0 + tl.exp2(s * -LOG2_E))
-    return root * root
+from medtune.ops.kernel_math import sigmoid
 
 
 @triton.jit
@@ -146,7 +139,7 @@ def depthwise(
         for c in tl.static_range(COLUMNS):
             out = _sum(start, above, here, below, taps, c)
             if not BACK:
-                out *= _sigmoid(out)
+                out *= sigmoid(out)
             mask = _on_map(live, row, column, HEIGHT, WIDTH, r, c, ROWS, COLUMNS)
             tl.store(to + (r * WIDTH + c) * CHANNELS, out, mask=mask)
         above, here = here, below
@@ -198,8 +191,8 @@ def depthwise_backward(
             below, slopes = _wide(loaded[r + 2]), _wide(given[r])
             for c in tl.static_range(COLUMNS):
                 s = _sum(start, above, here, below, taps, c)
-                sigmoid = _sigmoid(s)
-                slope = slopes[c] * (sigmoid + s * (sigmoid - sigmoid * sigmoid))
+                open = sigmoid(s)
+                slope = slopes[c] * (open + s * (open - open * open))
                 mask = _on_map(live, row, column, HEIGHT, WIDTH, r, c, ROWS, COLUMNS)
                 tl.store(to + (r * WIDTH + c) * CHANNELS, slope, mask=mask)
                 total = _add(total, slope, above, here, below, c)

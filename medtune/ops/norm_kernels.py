@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
+from medtune.ops.kernel_math import sigmoid
 
 
 @triton.jit
@@ -74,13 +74,6 @@ def _normalised(y, eps, D: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _sigmoid(z):
-    """Without a division, which takes five instructions; of what is infinite, 0."""
-    root = tl.rsqrt(1.0 + tl.exp2(z * MINUS_LOG2_E))
-    return root * root
-
-
-@triton.jit
 def norm_forward(
     y, z, weight, bias, out, y_stride, z_stride, length, eps,
     GATED: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
@@ -99,7 +92,7 @@ def norm_forward(
         for i in tl.static_range(PARTS):
             piece = centred[i] * scale * w[i] + b[i]
             if GATED:
-                piece *= gate[i] * _sigmoid(gate[i])
+                piece *= gate[i] * sigmoid(gate[i])
             _store(out, piece, i, first, rows, length, D, BLOCK)
 
 
@@ -135,7 +128,7 @@ def norm_backward(
             x = centred[i] * scale
             d = slope[i]
             if GATED:
-                s = _sigmoid(gate[i])
+                s = sigmoid(gate[i])
                 silu = gate[i] * s
                 _store(dz, d * (x * w[i] + b[i]) * (s + silu * (1.0 - s)), i, first, rows, length, D, BLOCK)
                 d *= silu

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from medtune.ops import norm_kernels as kernels
-from medtune.ops.launch import on
+from medtune.ops.launch import dense_rows, on
 
 WARPS = 4
 """Warps of a program."""
@@ -119,5 +119,4 @@ def _programs(x: Tensor, rows: int, sizes: dict[str, int], each: int) -> int:
 
 def _flat(x: Tensor) -> Tensor:
     """(..., D) -> (rows, D), channels side by side in memory and rows one distance apart; copied only where it lies else."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
+    return dense_rows(x.reshape(-1, x.shape[-1]))

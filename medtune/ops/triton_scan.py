@@ -113,7 +113,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u and delta, those of A, D and bias as (K, N + 2, channels), that of mix."""
     ddelta = torch.empty_like(delta)
-    du, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dy, softplus, (0, 0), ddelta)
+    du, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dense_rows(dy), softplus, (0, 0), ddelta)
     return du, ddelta, sums.sum(1), dmix.sum(0)
 
 
@@ -259,7 +259,7 @@ def _launch_backward(
     Fills ddelta, (K, images, L, D).
     """
     readings, images, length, channels = u.shape
-    dy, du = dense_rows(dy), u.new_empty(u.shape)
+    du = u.new_empty(u.shape)
     blocks = triton.cdiv(channels, LANES)
     sums = A.new_empty((readings, images, A.shape[1] + 2, channels))
     dmix = A.new_empty((blocks, *mix.shape))

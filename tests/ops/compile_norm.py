@@ -11,34 +11,21 @@ import re
 import sys
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from medtune.ops import norm_kernels as kernels
 from medtune.ops import triton_norm
-from tests.ops.compile_triton import resources
-
-FLOAT32 = ("weight", "bias", "sums")
-MAPS = ("y", "z", "out", "dout", "dy", "dz")
+from tests.ops.compile_triton import compiled, resources
 
 
 def used(kernel: Any, capability: int, dtype: str, channels: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"GATED": True, **triton_norm._sizes(channels)}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
-    types = {name: "i32" for name in kernel.arg_names} | {"eps": "fp32"} | {name: "constexpr" for name in settings}
-    types |= {name: f"*{dtype}" for name in MAPS if name in types} | {name: "*fp32" for name in FLOAT32 if name in types}
-    constants = {(kernel.arg_names.index(name),): value for name, value in settings.items()}
-    multiples = types.keys() - settings.keys() - {"eps", "length"}  # of 16, as strides and addresses are
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    ptx = compiled.asm["ptx"]
+    made = compiled(kernel, capability, dtype, settings, **options)
+    ptx = made.asm["ptx"]
     copied = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x(\w+)", ptx)
     loaded = re.findall(r"ld\.global(?:\.\w+)*?\.v(\d)\.b32", ptx)
     stored = re.findall(r"st\.global(?:\.\w+)*?\.v(\d)\.b32", ptx)
     return {
-        **resources(compiled),
+        **resources(made),
         "copied": sorted({int(width, 16) for width in copied}),
         "loaded": sorted({4 * int(width) for width in loaded}),
         "stored": sorted({4 * int(width) for width in stored}),

@@ -1,8 +1,8 @@
 """Compiles kernels for a GPU that need not be here: `python -m tests.ops.compile_triton 90 bf16 scan` (or `depthwise`).
 
 With the specialisations of a launch, which decide how tiles lie in lanes. Prints JSON: each kernel's registers, spilled
-bytes, shared memory (used where values change lanes), exchanges between lanes and loads
-of less than 32 bits.
+bytes, shared memory (used where values change lanes), exchanges between lanes and loads of less
+than 32 bits.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from triton.compiler import ASTSource
 from medtune.ops import depthwise_kernels, triton_depthwise, triton_scan
 from medtune.ops import triton_kernels as kernels
 
+MAPS = ("u", "delta", "x", "y", "z", "out", "dy", "dz", "du", "ddelta", "ds", "dout")
 FLOAT32 = ("A", "mix", "skip", "bias", "states", "sums", "dmix", "weight")
-UNSPECIALISED = {"images", "length", "height", "width", "zero", "each"}
+UNSPECIALISED = {"images", "length", "height", "width", "zero", "each", "eps"}
 SETTINGS = {"HAS_SKIP": True, "HAS_BIAS": True, "SOFTPLUS": True, "MAP": True}
 SIZES = {"N": 16, "M": 16 // triton_scan.WARPS, "G": triton_scan.WARPS, "T": triton_scan.CHUNK, "BLOCK": triton_scan.LANES}
 
 
 def used(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], **options: int) -> dict[str, int]:
-    pointers = {"u", "delta", "x", "y", "dy", "du", "ddelta", "ds"}
-    types = {name: "i32" for name in kernel.arg_names}
-    types |= {name: f"*{dtype}" for name in pointers & types.keys()} | {n: "*fp32" for n in FLOAT32 if n in types}
+    return resources(compiled(kernel, capability, dtype, settings, **options))
+
+
+def compiled(kernel: Any, capability: int, dtype: str, settings: dict[str, Any], **options: int) -> Any:
+    types = {name: "fp32" if name == "eps" else "i32" for name in kernel.arg_names}
+    types |= {n: f"*{dtype}" for n in MAPS if n in types} | {n: "*fp32" for n in FLOAT32 if n in types}
     types |= {name: "constexpr" for name in settings}
     constants = {(kernel.arg_names.index(name),): value for name, value in settings.items()}
     multiples = types.keys() - settings.keys() - UNSPECIALISED  # of 16, as sizes and addresses often are
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return resources(compiled)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def resources(compiled: Any) -> dict[str, int]:
@@ -60,14 +63,14 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def scan(capability: int, dtype: str) -> dict[str, dict[str, int]]:
-    def compiled(kernel: Any, registers: int, **more: bool) -> dict[str, int]:
+    def with_registers(kernel: Any, registers: int, **more: bool) -> dict[str, int]:
         options = {"num_warps": SIZES["G"], "num_stages": 1, "maxnreg": registers}
         return used(kernel, capability, dtype, SETTINGS | SIZES | more, **options)
 
     tensor_cores = {"MMA": capability >= 80, "EXACT": dtype == "fp32"}
     return {
-        "forward": compiled(kernels.scan_forward, triton_scan.FORWARD_REGISTERS, KEEP=True),
-        "backward": compiled(kernels.scan_backward, triton_scan.BACKWARD_REGISTERS, **tensor_cores),
+        "forward": with_registers(kernels.scan_forward, triton_scan.FORWARD_REGISTERS, KEEP=True),
+        "backward": with_registers(kernels.scan_backward, triton_scan.BACKWARD_REGISTERS, **tensor_cores),
     }
 
 

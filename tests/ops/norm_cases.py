@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from medtune.models import medmamba, vmamba
-from medtune.ops import engines
 from medtune.ops.gated_norm import gated_norm
-from tests.ops.triton_cases import errors, gradients
+from tests.ops.triton_cases import by_kernels, errors, gradients
 
 CASES: dict[str, dict[str, Any]] = {
     "three pieces, tiles one after the other": dict(shape=(2, 5, 7, 96)),
@@ -91,15 +90,6 @@ def block(name: str) -> dict[str, float]:
         found = by_kernels(lambda: gradients(function, values, torch.float32, "cpu"))
         exact = gradients(function, values, torch.float64, "cpu")
     return errors(("result", "x", *names), found, exact)
-
-
-def by_kernels(function: Any) -> Any:
-    """What a function returns where each of our kernels runs, float64 apart."""
-    chosen, engines.scan_engine = engines.scan_engine, lambda device: "triton"
-    try:
-        return function()
-    finally:
-        engines.scan_engine = chosen
 
 
 def main() -> None:

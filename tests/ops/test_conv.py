@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtune.ops.conv import Conv1x1, Conv3x3
+from medtune.ops.conv import Conv1x1, Conv3x3, PatchConv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,6 +29,14 @@ def test_one_by_one_equals_pytorchs(size) -> None:
     conv = Conv1x1(6, 10).double()
     x = torch.randn(3, 6, *size, dtype=torch.float64, requires_grad=True)
     check(conv, x, F.conv2d(x, conv.weight))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (7, 10)], ids=str)
+def test_patches_equal_pytorchs_strides(size) -> None:
+    torch.manual_seed(0)
+    conv = PatchConv(3, 5, 4).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    check(conv, x, F.conv2d(x, conv.weight, conv.bias, stride=4).permute(0, 2, 3, 1))
 
 
 def check(conv: nn.Module, x: Tensor, theirs: Tensor) -> None:

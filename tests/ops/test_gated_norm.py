@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import pytest
 import torch
 
 from medtune.ops.triton_norm import _programs, triton_gated_norm
 from tests.ops.norm_cases import BLOCKS, CASES, LARGE, compare
-from tests.ops.test_triton import assert_small
+from tests.ops.test_triton import assert_small, by_interpreter
 
 FEW = (
     "three pieces, tiles one after the other", "odd channels, both halves of wider rows", "no gate",
@@ -21,20 +19,13 @@ FEW = (
 )  # fmt: skip
 
 
-def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    command = [sys.executable, "-m", "tests.ops.norm_cases", *names]
-    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def test_equals_pytorch_in_float64() -> None:
-    assert_small(by_interpreter(FEW))
+    assert_small(by_interpreter(FEW, "norm_cases"))
 
 
 @pytest.mark.slow
 def test_equals_pytorch_in_the_other_cases_and_in_models() -> None:
-    assert_small(by_interpreter([name for name in (*CASES, *BLOCKS) if name not in FEW]))
+    assert_small(by_interpreter([name for name in (*CASES, *BLOCKS) if name not in FEW], "norm_cases"))
 
 
 def test_says_what_does_not_fit() -> None:

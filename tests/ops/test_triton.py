@@ -17,8 +17,8 @@ from tests.ops import ptx
 from tests.ops.triton_cases import CONVOLVED, FEW, LARGE, LARGE_CONVOLVED, MAPS, SEQUENCES, allowed, compare
 
 
-def by_interpreter(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    command = [sys.executable, "-m", "tests.ops.triton_cases", *names]
+def by_interpreter(names: Sequence[str], cases: str = "triton_cases") -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-m", f"tests.ops.{cases}", *names]
     result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

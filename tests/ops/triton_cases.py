@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from medtune.models import layers
-from medtune.ops import depthwise, gated_norm
+from medtune.ops import engines
 from tests.ops.test_scan import inputs, loop
 
 GIVEN = ("u", "delta", "A", "B", "C", "D", "bias")
@@ -114,12 +114,7 @@ def grid(
     values = [v.to(dtype) for v in (x, x_proj * channels**-0.5, *rest)]
     exact = gradients(layers.scan_map, values, torch.float64, "cpu")
     function = functools.partial(checkpoint, layers.scan_map, use_reentrant=False) if recomputed else layers.scan_map
-    chosen, layers.in_kernels = layers.in_kernels, lambda x: True
-    try:
-        ours = gradients(function, values, dtype, device)
-    finally:
-        layers.in_kernels = chosen
-    return errors(MAPPED, ours, exact)
+    return errors(MAPPED, by_kernels(lambda: gradients(function, values, dtype, device)), exact)
 
 
 def convolved(
@@ -160,16 +155,17 @@ def compiled() -> dict[str, float]:
         return functional_call(branch, dict(zip(names, parameters, strict=True)), x)
 
     exact = gradients(run, values, torch.float64, "cpu")
-    modules = (layers, depthwise, gated_norm)
-    chosen = layers.in_kernels
-    for module in modules:
-        module.in_kernels = lambda x: True
+    whole = torch.compile(run, fullgraph=True, backend="aot_eager")
+    return errors(("y", "x", *names), by_kernels(lambda: gradients(whole, values, torch.float32, "cpu")), exact)
+
+
+def by_kernels(function: Any) -> Any:
+    """What a function returns where each of our kernels runs, float64 apart."""
+    chosen, engines.scan_engine = engines.scan_engine, lambda device: "triton"
     try:
-        whole = gradients(torch.compile(run, fullgraph=True, backend="aot_eager"), values, torch.float32, "cpu")
+        return function()
     finally:
-        for module in modules:
-            module.in_kernels = chosen
-    return errors(("y", "x", *names), whole, exact)
+        engines.scan_engine = chosen
 
 
 def gradients(function: Any, values: list[Tensor], dtype: torch.dtype, device: str) -> list[Tensor]:
