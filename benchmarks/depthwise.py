@@ -1,6 +1,6 @@
 """The depth-wise 3x3 convolution with its SiLU on a GPU: our kernels beside PyTorch, as it is and compiled.
 
-Run:     python benchmarks/depthwise.py            (--try 7,4,4,4,3,2,1024: other sizes of the kernels, see SIZES)
+Run:     python -m benchmarks.depthwise            (--try 7,4,4,4,3,2,1024: other sizes of the kernels, see SIZES)
 Shapes:  the four stages of MedMamba-s at 224 px, `--batch` images in bfloat16, half of a row's channels each
 Time:    microseconds, medians of CUDA events, forward + backward, launches hidden behind a pause; ours also kernel by kernel
 Error:   of y and the gradients, the largest beside PyTorch in float32, relative to the largest value
@@ -9,17 +9,15 @@ Error:   of y and the gradients, the largest beside PyTorch in float32, relative
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.scan import STAGES, spans
 from medtune.ops import triton_depthwise
 
-STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
-"""Channels and the map's side."""
 SIZES = "rows and columns forward, rows and columns backward, lines ahead, warps, programs"
 
 
@@ -30,9 +28,9 @@ def main() -> None:
     parser.add_argument("--try", dest="others", nargs="+", default=[], help=SIZES, type=numbers)
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch}, bfloat16, microseconds")
-    heads = "".join(f"{f'{side}x{side}, {channels}':>18}" for channels, side in STAGES)
+    heads = "".join(f"{f'{side}x{side}, {2 * width}':>18}" for width, side, _ in STAGES)
     print(f"{'forward + backward':<40}{heads}", flush=True)
-    maps = [inputs(options.batch, *stage) for stage in STAGES]
+    maps = [inputs(options.batch, 2 * width, side) for width, side, _ in STAGES]
 
     def line(name: str, cell: Callable[..., str]) -> None:
         print(f"{name:<40}" + "".join(f"{cell(*values):>18}" for values in maps), flush=True)
@@ -75,7 +73,7 @@ def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def whole(function: Callable[..., Tensor], values: Sequence[Tensor], repeats: int) -> str:
     *leaves, dy = values
-    there, back = timed(repeats, lambda: function(*leaves), lambda y: torch.autograd.grad(y, leaves, dy))
+    there, back = microseconds(repeats, lambda: function(*leaves), lambda y: torch.autograd.grad(y, leaves, dy))
     return f"{there:.1f} + {back:.1f}"
 
 
@@ -84,11 +82,11 @@ def kernels(values: Sequence[Tensor], repeats: int) -> str:
     x, weight, bias, dy = (v.detach() for v in values)
     taps, dx = weight.flatten(1).mT.contiguous(), torch.empty_like(dy)
     operators = torch.ops.medtune
-    there, back = timed(
+    there, back = microseconds(
         repeats, lambda: operators.triton_depthwise(x, taps, bias),
         lambda y: operators.triton_depthwise_backward(x, taps, bias, dy),
     )  # fmt: skip
-    _, last = timed(
+    _, last = microseconds(
         repeats, lambda: dx, lambda dx: triton_depthwise._convolve(dy, taps, None, dx, back=True)
     )  # fmt: skip
     return f"{there:.1f} {back:.1f} {last:.1f}"
@@ -105,22 +103,9 @@ def error(values: Sequence[Tensor]) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def timed(repeats: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> tuple[float, float]:
-    """Median microseconds of both, after three runs that compile, behind a pause during which all is launched."""
-    spans: list[tuple[float, float]] = []
-    for _ in range(3 + repeats):
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-        torch.cuda.synchronize()
-        torch.cuda._sleep(10_000_000)
-        marks[0].record()
-        y = forward()
-        marks[1].record()
-        backward(y)
-        marks[2].record()
-        torch.cuda.synchronize()
-        spans.append((marks[0].elapsed_time(marks[1]), marks[1].elapsed_time(marks[2])))
-    there, back = (1000 * statistics.median(span) for span in zip(*spans[3:], strict=True))
-    return there, back
+def microseconds(repeats: int, forward: Callable[[], Tensor], backward: Callable[[Tensor], object]) -> tuple[float, float]:
+    there, back = spans(forward, backward, repeats)
+    return 1000 * there, 1000 * back
 
 
 if __name__ == "__main__":

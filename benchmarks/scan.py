@@ -278,28 +278,35 @@ def ss2d(engine: str, width: int, side: int, batch: int) -> tuple[Callable[[], A
 
 
 def timed(made: tuple[Callable[[], Any], list[Any]], repeats: int) -> tuple[float, float]:
-    """Median milliseconds forward and backward, after two runs that compile.
+    """Median milliseconds forward and backward of what is differentiated."""
+    import torch
+
+    function, values = made
+    weight = torch.ones_like(function())
+    return spans(function, lambda y: torch.autograd.grad(y, values, weight), repeats)
+
+
+def spans(forward: Callable[[], Any], backward: Callable[[Any], Any], repeats: int) -> tuple[float, float]:
+    """Median milliseconds of both, after two runs that compile.
 
     Behind a pause of the GPU of some 10 ms, during which all is launched: as in a CUDA graph, launching costs nothing.
     """
     import torch
 
-    function, values = made
-    forward, backward = [], []
+    there, back = [], []
     for _ in range(2 + repeats):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-        weight = torch.ones_like(function())
         torch.cuda.synchronize()
         torch.cuda._sleep(20_000_000)
         marks[0].record()
-        y = function()
+        y = forward()
         marks[1].record()
-        torch.autograd.grad(y, values, weight)
+        backward(y)
         marks[2].record()
         torch.cuda.synchronize()
-        forward.append(marks[0].elapsed_time(marks[1]))
-        backward.append(marks[1].elapsed_time(marks[2]))
-    return statistics.median(forward[2:]), statistics.median(backward[2:])
+        there.append(marks[0].elapsed_time(marks[1]))
+        back.append(marks[1].elapsed_time(marks[2]))
+    return statistics.median(there[2:]), statistics.median(back[2:])
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Begun:
 
 def begin_fit(spec: AttemptSpec, config: TrialConfig, group: Group) -> Begun:
     """Load the data and set up the training on this process's device, from the newest checkpoint of all attempts."""
-    from medtune.ops.engines import scan_engine  # brings torch's compiler, a third of what a process starts with
+    from medtune.ops.engines import scan_engine  # brings torch's compiler, which a driver does without
 
     torch.set_num_threads(spec.threads)
     device = default_device()

@@ -226,7 +226,7 @@ def test_evaluation_takes_what_fits(device: type[Small], tiny_data: PairData) ->
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_with_little_memory(tmp_path: Path, tiny_data: PairData) -> None:
-    """A cap on the process's memory: MedMamba-t takes 0.1 GiB an image at 224 px, and has 1.5 for the batch."""
+    """A cap on the process's memory that MedMamba-t's batch at 224 px does not keep to at once."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1.5 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     try:

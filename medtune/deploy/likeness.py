@@ -69,7 +69,7 @@ class Reference:
     @classmethod
     def of(cls, features: Tensor) -> Reference:
         """From the training images' features (N, D), N at least 3."""
-        from sklearn.decomposition import PCA  # half of what takes time to import, and nothing that a served bundle needs
+        from sklearn.decomposition import PCA  # slow to import, and nothing that a served bundle needs
 
         values = features.double().cpu().numpy()
         mean, spread = values.mean(axis=0), values.std(axis=0) + 1e-6

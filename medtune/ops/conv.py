@@ -72,7 +72,7 @@ class Conv1x1(nn.Conv2d):
 class PatchConv(nn.Conv2d):
     """(B, C, H, W) -> (B, H // P, W // P, K): a product for each of the P x P patches; what is left of a side is not seen.
 
-    Convolutions of three channels have no fast kernels on GPUs: as a matrix product MedMamba's takes a fifth of the time.
+    Convolutions of three channels have no fast kernels on GPUs, matrix products do.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch: int) -> None:
