@@ -33,7 +33,8 @@ NOT_COMPARED = frozenset({"resamples", "checkpoint_seconds", "external_limit", "
 """Settings that may change between attempts: training does not depend on them."""
 _KEY = "medtune"
 _DIGEST = "sha256"
-_FORMAT = 1
+_FORMAT = 2
+"""1 had numbers for what the optimizer keeps of each parameter, in an order that changed."""
 _NAME = re.compile(r"(last|best)-(\d{4,})\.safetensors")
 _log = logging.getLogger(__name__)
 
@@ -235,6 +236,9 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _read_snapshot(path: Path) -> Snapshot:
     tensors, about = read(path)
+    if about["format"] != _FORMAT:
+        version = f"another version of medtune (its format is {about['format']})"
+        raise CheckpointError(f"checkpoint {path} was written by {version}")
     best: dict[str, Tensor] = {}
     if about["best_epoch"]:
         best, _ = read(path.with_name(f"best-{about['best_epoch']:04d}.safetensors"))

@@ -120,7 +120,8 @@ def _require_finite(losses: Tensor, epoch: int, bounds: list[tuple[int, int]], g
 def optimizer_of(model: nn.Module, config: TrialConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer that `config` asks for; parameters in the model's `no_weight_decay()` take none."""
     free: set[str] = getattr(model, "no_weight_decay", set)()
-    named = dict(model.named_parameters())
+    # Small ones beside each other: a fused step takes some dozens of tensors a launch, which is over when its largest is.
+    named = dict(sorted(model.named_parameters(), key=lambda entry: entry[1].numel()))
     assert free <= named.keys(), f"no_weight_decay names no parameters: {sorted(free - named.keys())}"
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in named.items() if n not in free], "weight_decay": config.weight_decay},

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from medtune.config import TrialConfig
 from medtune.errors import ConfigError
 from medtune.evaluate import autocast
+from medtune.ops.beside import beside_each_other
 from medtune.parallel import SOLO, Group, without_sync
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class GraphStepper(Stepper):
         super().__init__(net, optimizer, config, weights, SOLO)
         self.problem: str | None = None
         self.compiles = compiles
-        self._stream = _side_stream(torch.cuda.current_device())
+        self._stream, self._second = _side_streams(torch.cuda.current_device())
         self._warmed: dict[int, int] = {}
         self._recorded: dict[int, _Recorded] = {}
 
@@ -171,7 +172,7 @@ class GraphStepper(Stepper):
             found = self._record(batch, marks, total)
         if found is None:
             self._warmed[size] = self._warmed.get(size, 0) + 1
-            with self._compiled(size):
+            with self._compiled(size), beside_each_other(self._second):
                 return self._on_side(lambda: Stepper.step(self, batch, marks, total))
         for held, new in zip(found.batch.tensors(), batch.tensors(), strict=True):
             held.copy_(new, non_blocking=True)
@@ -211,13 +212,13 @@ class GraphStepper(Stepper):
         torch.cuda.empty_cache()  # what the steps so far took is room for the graph's pool
         try:
             recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-            with self._compiled(size), recording:
+            with self._compiled(size), beside_each_other(self._second), recording:
                 output, loss = self._step(held, marks, total)
         except RuntimeError as error:
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._recorded.clear()
-            _side_stream.cache_clear()  # nobody after this trial is to work on a stream whose recording broke off
+            _side_streams.cache_clear()  # nobody after this trial is to work on a stream whose recording broke off
             # What breaks off leaves the device's random numbers in a recording's state, in which no step may draw any.
             numbers = torch.cuda.default_generators[torch.cuda.current_device()]
             numbers.graphsafe_set_state(numbers.clone_state())
@@ -229,9 +230,12 @@ class GraphStepper(Stepper):
 
 
 @functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    """One for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on."""
-    return torch.cuda.Stream(device)
+def _side_streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Two for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
+
+    The second is for short work beside long work, which would else be let in when the long work is nearly over.
+    """
+    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1)
 
 
 def stepper_of(

@@ -263,8 +263,8 @@ class Fit(Iterator[EpochResult]):
             writing.result()
 
     def _snapshot(self) -> Snapshot:
-        state = self.optimizer.state_dict()["state"]
-        entries = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+        state, names = self.optimizer.state_dict()["state"], self._optimized()
+        entries = {f"{names[index]}/{key}": value for index, values in state.items() for key, value in values.items()}
         return Snapshot(
             epoch=self.epoch,
             config=self.config,
@@ -304,9 +304,10 @@ class Fit(Iterator[EpochResult]):
             return
         self.model.load_state_dict(snapshot.model)
         state: dict[int, dict[str, Any]] = {}
-        for name, value in {**snapshot.optimizer, **snapshot.progress["optimizer"]}.items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+        indices = {name: index for index, name in enumerate(self._optimized())}
+        for entry, value in {**snapshot.optimizer, **snapshot.progress["optimizer"]}.items():
+            name, _, key = entry.partition("/")
+            state.setdefault(indices[name], {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         laid_out_alike(self.optimizer)
         lr = snapshot.progress["lr"]
@@ -318,6 +319,11 @@ class Fit(Iterator[EpochResult]):
         self.history = [EpochResult(**values) for values in snapshot.progress["history"]]
         self.best_epoch, self.best_value = snapshot.best_epoch, snapshot.progress["best_value"]
         self._best = {name: tensor.to(self.device) for name, tensor in snapshot.best.items()}
+
+    def _optimized(self) -> list[str]:
+        """Names of the parameters, in the optimizer's order."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _steps(self) -> Stepper:
         assert self._data is not None

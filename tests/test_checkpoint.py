@@ -131,6 +131,17 @@ def test_damaged_one_is_named_and_the_one_before_is_used(
     assert_equal(CheckpointStore(tmp_path).newest(config, DATA), snapshot(config, 2))
 
 
+def test_one_of_another_version_is_not_gone_on_from(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, store = tiny_config(), CheckpointStore(tmp_path)
+    with monkeypatch.context() as before:
+        before.setattr("medtune.checkpoint._FORMAT", 1)
+        store.save(snapshot(config, 1))
+    assert store.newest(config, DATA) is None
+    assert "written by another version of medtune (its format is 1)" in store.problems[0]
+
+
 def test_every_bit_counts(tmp_path: Path) -> None:
     path = tmp_path / "last-0001.safetensors"
     write(path, {"weight": torch.arange(4.0)}, {"epoch": 1})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from medtune import models
 from medtune.config import TrialConfig
@@ -19,6 +20,7 @@ from medtune.models import compiled as compiled_module
 from medtune.models.compiled import compiled
 from medtune.models.layers import DropPath
 from medtune.models.parts import parts_of
+from medtune.ops.beside import both
 from medtune.parallel import SOLO
 from medtune.steps import COMPILE, SWITCH, GraphStepper, Stepper, pays, stepper_of
 from medtune.training import EpochResult, fit
@@ -61,6 +63,18 @@ def test_maps_of_rows_are_not_turned_round(monkeypatch: pytest.MonkeyPatch, name
     with compiled(model):
         pass
     assert asked and all(found == options for found in asked)
+
+
+def test_branches_of_two_streams_are_compiled_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda block, *given: (block, function.__name__))
+    monkeypatch.setattr(compiled_module, "_compiled", functools.cache(compiled_module._compiled.__wrapped__))
+    with torch.device("meta"):
+        model = models.build("medmamba_t")
+    block, x = parts_of(model, "BLOCKS")[0], torch.empty(0)
+    with compiled(model):
+        found = [getattr(block, name)(x) for name in ("convolve", "scan", "join")]
+        assert found == [(block, name) for name in ("convolve", "scan", "join")] and "forward" not in vars(block)
+    assert not vars(block).keys() & {"convolve", "scan", "join"}, "outside they are as before"
 
 
 @pytest.mark.slow
@@ -120,6 +134,52 @@ def test_a_recorded_training_is_the_training(
     assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
     monkeypatch.setenv(SWITCH, "0")
     plain, expected, _ = trained(config, tiny_data)
+    for one, other in zip(recorded, plain, strict=True):
+        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+class TwoBranches(TinyNet):
+    """The first branch takes long: whoever does not wait for it has other results."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3)
+        self.mixed = nn.Parameter(torch.eye(1024) + 0.01 * torch.randn(1024, 1024))
+        self.streams: set[int] = set()
+
+    def slow(self, x: torch.Tensor) -> torch.Tensor:
+        self.streams.add(torch.cuda.current_stream().cuda_stream)
+        weight = self.mixed
+        for _ in range(8):
+            weight = weight @ self.mixed / 2
+        return x * weight.mean()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, -1)
+        return super().forward(torch.cat(both(self.slow, left, torch.sin, right), -1))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_two_branches_run_beside_each_other(
+    tiny_config: Make, tiny_data: PairData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TwoBranches] = []
+
+    def build(*_: Any, **__: Any) -> TwoBranches:
+        torch.manual_seed(0)
+        made.append(TwoBranches())
+        return made[-1]
+
+    monkeypatch.setattr(models, "build", build)
+    config = tiny_config(batch_size=8, precision="fp32")
+    recorded, weights, stepper = trained(config, tiny_data)
+    assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
+    assert stepper._second.cuda_stream in made[0].streams
+    monkeypatch.setenv(SWITCH, "0")
+    plain, expected, _ = trained(config, tiny_data)
+    assert stepper._second.cuda_stream not in made[1].streams
     for one, other in zip(recorded, plain, strict=True):
         assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
     for name, value in expected.items():

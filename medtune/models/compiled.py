@@ -1,6 +1,7 @@
 """A model's blocks compiled by torch.compile, which makes one kernel of several operations: less memory is read and written.
 
-Blocks of one class and shape share the code, within a process, and on disk between processes (PyTorch's own cache).
+Blocks of one class and shape share the code, within a process, and on disk between processes (PyTorch's own cache). A
+class whose methods are to be compiled by themselves, as they run on different streams, names them: `compiled_one_by_one`.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
     blocks: list[Any] = parts_of(model, "BLOCKS") + parts_of(model, "COMPILED")
     of_rows = not parts_of(model, "CHANNELS_LAST")
-    for block in blocks:
-        kind: Any = type(block)
-        block.forward = functools.partial(_compiled(kind, of_rows), block)
+    methods = [(block, name) for block in blocks for name in getattr(block, "compiled_one_by_one", ("forward",))]
+    for block, name in methods:
+        setattr(block, name, functools.partial(_compiled(type(block), name, of_rows), block))
     try:
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=8 * MOST_SHAPES):
             yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, name in methods:
+            delattr(block, name)
 
 
 @functools.cache
-def _compiled(kind: Any, of_rows: bool) -> Any:
-    return torch.compile(kind.forward, dynamic=False, options=dict(OF_ROWS) if of_rows else None)
+def _compiled(kind: Any, name: str, of_rows: bool) -> Any:
+    return torch.compile(getattr(kind, name), dynamic=False, options=dict(OF_ROWS) if of_rows else None)

@@ -25,6 +25,7 @@ from medtune.models.layers import (
     reset_scan,
     scan_map,
 )
+from medtune.ops.beside import both
 from medtune.ops.conv import Conv3x3, PatchConv
 from medtune.ops.depthwise import depthwise_silu
 from medtune.ops.gated_norm import gated_norm
@@ -89,6 +90,8 @@ class SS2D(nn.Module):
 class SSConvSSM(nn.Module):
     """Half of the channels through convolutions, half through the scan, then shuffled; (B, H, W, C) -> the same."""
 
+    compiled_one_by_one = ("convolve", "scan", "join")
+
     def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
         half = width // 2
@@ -107,11 +110,18 @@ class SSConvSSM(nn.Module):
             nn.ReLU(),
         )
 
+    def convolve(self, left: Tensor) -> Tensor:
+        return self.conv33conv33conv11(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def scan(self, right: Tensor) -> Tensor:
+        return self.drop_path(self.self_attention(self.ln_1(right)))
+
+    def join(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return x + torch.stack((left, right), dim=-1).flatten(-2)
+
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=-1)
-        left = self.conv33conv33conv11(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        right = self.drop_path(self.self_attention(self.ln_1(right)))
-        return x + torch.stack((left, right), dim=-1).flatten(-2)
+        return self.join(x, *both(self.convolve, left, self.scan, right))
 
 
 class Stage(nn.Module):

@@ -173,6 +173,17 @@ def _B_and_C(at, warp, m: tl.constexpr, N: tl.constexpr, G: tl.constexpr, T: tl.
 
 
 @triton.jit
+def _fence(warp):
+    """What is loaded after it is asked for after what is loaded before it: compilers may otherwise choose.
+
+    A lane waits for its loads by six counters, which loads from far away and from the L1 cache should not share.
+    """
+    tl.inline_asm_elementwise(
+        "{ bar.warp.sync 0xffffffff; mov.b32 $0, $1; }", "=r,r", [warp], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _over_warps(tile, T: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of G warps' tiles (T, G, BLOCK). Added to zeros, whose rows lie in different warps, as the result's do."""
     return tl.sum(tl.trans(tile, (1, 0, 2)) + tl.zeros((G, T, BLOCK), tl.float32), 0)
@@ -286,8 +297,8 @@ def scan_backward(
     """Gradients of all that `scan_forward` reads, from dy, shaped like y, by strides.
 
     du: like y; ddelta: likewise, by strides. sums (K, images, N + 2, channels): dA, then dskip and dbias, one image's
-    each, to be summed. dmix (blocks of channels, K, images, chunks, 2 N, T): one block's each, to be summed. MMA: add up
-    channels by tensor cores, EXACT: to float32's precision.
+    each, to be summed. dmix (blocks of channels, K, images, chunks, 2 N, T): one block's each, in any type, to be
+    summed. MMA: add up channels by tensor cores, EXACT: to float32's precision.
     """
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = lane + zero
@@ -332,17 +343,9 @@ def scan_backward(
     touched = _touch(mix, chunks - 1, chunks, N, M, G, T)
     worthless = touched
     for back in range(chunks):
-        worthless = tl.maximum(worthless, touched)
-        touched = _touch(mix, chunks - 2 - back, chunks, N, M, G, T)
         chunk = chunks - 1 - back
         p, mask, value, raw, grad = next_p, next_mask, next_u, next_delta, next_dy
-        next_p = _place((chunk - 1) * T + rows, k, length, height, width, MAP)
-        next_mask = (rows < chunk * T)[:, None] & live[None, :]
-        next_u = _tile(u, u_p, next_p, column, next_mask)
-        next_delta = _tile(delta, delta_p, next_p, column, next_mask)
-        next_dy = _tile(dy, dy_p, next_p, column, next_mask)
         entered = next_states
-        next_states = _states(states, chunk - 1, live, turns, warp, N, M, G, BLOCK)
         at = first + chunk * (2 * N * T)
         next_B, next_C = _B_and_C(at, warp, 0, N, G, T)
         step = _step_sizes(raw, offset, SOFTPLUS)
@@ -367,9 +370,21 @@ def scan_backward(
             g = _row(carry, turns, m) + _row(reach, rows, T - 1)
             back_held = _with_row(decay, g, rows, T - 1)
             for j in tl.static_range(1, T):
-                g = _row(decay, rows, T - j) * g + _row(reach, rows, T - 1 - j)
+                # Said to be one operation, as the other product could be the one that is fused: a chain twice as long.
+                g = tl.fma(_row(decay, rows, T - j), g, _row(reach, rows, T - 1 - j))
                 back_held = _with_row(back_held, g, rows, T - 1 - j)
             carry = _with_row(carry, _row(decay, rows, 0) * g, turns, m)
+            if m == M - 1:
+                if MMA:
+                    _fence(warp)  # behind B and C, which would wait for these as well
+                worthless = tl.maximum(worthless, touched)
+                touched = _touch(mix, chunks - 2 - back, chunks, N, M, G, T)
+                next_p = _place((chunk - 1) * T + rows, k, length, height, width, MAP)
+                next_mask = (rows < chunk * T)[:, None] & live[None, :]
+                next_u = _tile(u, u_p, next_p, column, next_mask)
+                next_delta = _tile(delta, delta_p, next_p, column, next_mask)
+                next_dy = _tile(dy, dy_p, next_p, column, next_mask)
+                next_states = _states(states, chunk - 1, live, turns, warp, N, M, G, BLOCK)
             by_B, by_C = back_held * x, grads * held
             there = m * G + warp < N
             if MMA:
@@ -443,7 +458,7 @@ def unmix_readings(
     dmix += (reading.to(tl.int64) * chunks + first) * (WIDTH * T) + at
     total = tl.zeros((CHUNKS, COLUMNS, T), tl.float32)
     for _ in range(blocks):
-        total += tl.load(dmix, mask=there, other=0.0)
+        total += tl.load(dmix, mask=there, other=0.0).to(tl.float32)
         dmix += tl.num_programs(1).to(tl.int64) * chunks * (WIDTH * T)
     total = tl.reshape(tl.permute(total, (0, 2, 1)), (CHUNKS * T, COLUMNS))
     t = first * T + tl.arange(0, CHUNKS * T)
