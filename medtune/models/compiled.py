@@ -34,7 +34,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
     of_rows = not parts_of(model, "CHANNELS_LAST")
     methods = [(block, name) for block in blocks for name in getattr(block, "compiled_one_by_one", ("forward",))]
     for block, name in methods:
-        setattr(block, name, functools.partial(_compiled(type(block), name, of_rows), block))
+        kind: Any = type(block)
+        setattr(block, name, functools.partial(_compiled(kind, name, of_rows), block))
     try:
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=8 * MOST_SHAPES):
             yield
