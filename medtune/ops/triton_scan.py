@@ -113,8 +113,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u and delta, those of A, D and bias as (K, N + 2, channels), that of mix."""
     ddelta = torch.empty_like(delta)
-    du, sums, dmix = _launch_backward(u, delta, A, D, bias, mix, states, dense_rows(dy), softplus, (0, 0), ddelta)
-    return du, ddelta, sums.sum(1), dmix.sum(0, dtype=mix.dtype)
+    du, sums, each = _launch_backward(u, delta, A, D, bias, mix, states, dense_rows(dy), softplus, (0, 0), ddelta)
+    dmix = torch.empty_like(mix)
+    _add_up(each, dmix)
+    return du, ddelta, sums.sum(1), dmix
 
 
 @_backward.register_fake
