@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ SWITCH = "MEDTUNE_CUDA_GRAPHS"
 COMPILE = "MEDTUNE_COMPILE"
 """Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
 PAYS = 500_000
-"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.21 ms an
+"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.18 ms an
 image, MedMamba-s on an H200 (benchmarks/NOTES.md); at most 40 s for 0.04 ms, ResNet-50. Once a machine: a warm cache on disk
 takes seconds."""
 
@@ -156,6 +156,7 @@ class GraphStepper(Stepper):
         """`compiles`: whether the model's blocks are compiled before whole batches are recorded."""
         super().__init__(net, optimizer, config, weights, SOLO)
         self.problem: str | None = None
+        """Why steps are not recorded."""
         self.compiles = compiles
         self._stream, self._second = _side_streams(torch.cuda.current_device())
         self._warmed: dict[int, int] = {}
@@ -172,12 +173,20 @@ class GraphStepper(Stepper):
             found = self._record(batch, marks, total)
         if found is None:
             self._warmed[size] = self._warmed.get(size, 0) + 1
-            with self._compiled(size), beside_each_other(self._second):
+            with self._beside(size):
                 return self._on_side(lambda: Stepper.step(self, batch, marks, total))
         for held, new in zip(found.batch.tensors(), batch.tensors(), strict=True):
             held.copy_(new, non_blocking=True)
         found.graph.replay()
         return found.output, found.loss
+
+    @contextlib.contextmanager
+    def _beside(self, size: int) -> Iterator[None]:
+        """Compiled, and on two streams: as steps are recorded, and those before a recording are taken."""
+        # On one stream after a recording that broke off: see `broken_recording` for what memory of two might come to.
+        two = contextlib.nullcontext() if self.problem else beside_each_other(self._second)
+        with self._compiled(size), two:
+            yield
 
     def _compiled(self, size: int) -> contextlib.AbstractContextManager[None]:
         """An epoch's last batch, of another size, runs as it is: it would be compiled anew, for one step an epoch."""
@@ -210,23 +219,44 @@ class GraphStepper(Stepper):
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the steps so far took is room for the graph's pool
+        current = torch.cuda.current_stream()
         try:
             recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-            with self._compiled(size), beside_each_other(self._second), recording:
+            with self._beside(size), recording:
                 output, loss = self._step(held, marks, total)
         except RuntimeError as error:
             # Not only memory: a library may want to ask the device something, which a recording does not allow.
-            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            self._recorded.clear()
-            _side_streams.cache_clear()  # nobody after this trial is to work on a stream whose recording broke off
-            # What breaks off leaves the device's random numbers in a recording's state, in which no step may draw any.
-            numbers = torch.cuda.default_generators[torch.cuda.current_device()]
-            numbers.graphsafe_set_state(numbers.clone_state())
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.synchronize()
+            torch.cuda.set_stream(current)  # torch's way out of a recording does not come as far when it breaks off
+            self._break_off(error)
             return None
         self._recorded[size] = found = _Recorded(graph, held, output, loss, self._lrs(), list(marks))
         return found
+
+    def _break_off(self, error: RuntimeError) -> None:
+        """Go on kernel by kernel."""
+        global _broken
+        # The way out of a recording fails as well, and says only that something did before.
+        cause = error.__context__ or error
+        self.problem = _broken = f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
+        self._recorded.clear()
+        _side_streams.cache_clear()  # nobody after this trial is to work on a stream whose recording broke off
+        # What breaks off leaves the device's random numbers in a recording's state, in which no step may draw any.
+        numbers = torch.cuda.default_generators[torch.cuda.current_device()]
+        numbers.graphsafe_set_state(numbers.clone_state())
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+
+
+_broken: str | None = None
+
+
+def broken_recording() -> str | None:
+    """Why a recording of this process broke off, if one did.
+
+    PyTorch's allocators may believe that it still goes on (github.com/pytorch/pytorch/issues/180395): memory is not given
+    back, pinned memory refused. The trial can be ended in such a process, another is better begun in one of its own.
+    """
+    return _broken
 
 
 @functools.cache

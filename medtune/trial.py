@@ -31,6 +31,7 @@ from medtune.lifeline import Lifeline, to_this_cluster
 from medtune.memory import OutOfMemory, Remembered, fewer, is_out_of_memory, least, limit_memory, no_room, used
 from medtune.parallel import SOLO, Group
 from medtune.search.conductor import Report, attempt_folder, trial_folder
+from medtune.steps import broken_recording
 from medtune.storage.attempt import workplace
 from medtune.tracking import LocalRecord, WandbRun, earlier_epochs, read_outcome
 from medtune.training import EpochResult, Fit, fit
@@ -162,6 +163,7 @@ class Attempt:
         """Of the weights that were tested last, on the external set."""
         self._unheard: list[EpochResult] = []
         """An epoch that an earlier attempt trained and left a checkpoint of, but did not live to test and record."""
+        self._told = False
         self.failure: Report | None = None
         self.ended = False
         self.leaving: Callable[[], bool] = lambda: False
@@ -209,6 +211,7 @@ class Attempt:
             return self._complete(None)
         if self.leaving():
             self.fit.save()
+        self._note_problem(self.fit)
         line = {**result.to_dict(), "attempt": self.spec.attempt}
         last = result.epoch >= self.config.epochs
         measure = self.spec.measure and result.epoch == self.fit.start_epoch
@@ -260,6 +263,13 @@ class Attempt:
         if normed and counted < self.config.batch_size:
             message += f". BatchNorm's statistics are those of {counted} images, not of the batch"
         self.record.event("micro_batch", message=message, micro_batch=run.micro_batch)
+
+    def _note_problem(self, run: Fit) -> None:
+        """Tell once that steps are slower than they could be, and why."""
+        problem = getattr(run.stepper, "problem", None)
+        if problem and not self._told:
+            self._told = True
+            self.record.event("warning", message=f"steps run kernel by kernel, as they could not be recorded: {problem}")
 
     def _test_external(self, run: Fit) -> None:
         """Test the best weights so far, unless these very weights were tested before."""
@@ -422,6 +432,8 @@ class MedtuneTrial(tune.Trainable):
             torch.cuda.synchronize()  # raises here when the last trial left the device broken
         if self.lifeline is not None:
             self.lifeline.require_staying()
+        if why := broken_recording():
+            raise MachineFault(f"a recording of the last trial's steps broke off in this process: {why}")
         if not memory_returned():
             raise MachineFault(f"the last trial left {torch.cuda.memory_allocated() / 2**20:.0f} MB of device memory behind")
         self.setup(new_config)

@@ -6,12 +6,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
-from medtune import models
+from medtune import models, steps
 from medtune.config import TrialConfig
 from medtune.data import PairData
 from medtune.epoch import optimizer_of
@@ -22,7 +23,7 @@ from medtune.models.layers import DropPath
 from medtune.models.parts import parts_of
 from medtune.ops.beside import both
 from medtune.parallel import SOLO
-from medtune.steps import COMPILE, SWITCH, GraphStepper, Stepper, pays, stepper_of
+from medtune.steps import COMPILE, SWITCH, GraphStepper, Stepper, broken_recording, pays, stepper_of
 from medtune.training import EpochResult, fit
 from tests.conftest import TinyNet
 
@@ -197,9 +198,59 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
             return super().forward(x)
 
     monkeypatch.setattr(models, "build", lambda *_, **__: Asks(2, 3))
+    monkeypatch.setattr(steps, "_broken", None)
+    before = torch.cuda.current_stream()
     results, _, stepper = trained(tiny_config(batch_size=8), tiny_data)
     assert len(results) == 4 and isinstance(stepper, GraphStepper)
-    assert stepper.problem and not stepper._recorded
+    assert stepper.problem and not stepper._recorded and broken_recording() == stepper.problem
+    assert torch.cuda.current_stream() == before
+
+
+class Invalid:
+    """A graph whose recording fell through, as the device tells at its end."""
+
+    def capture_end(self) -> None:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+class Entering:
+    """torch's way into a recording and out of it, with the device's part left out."""
+
+    def __init__(self, graph: Any, **_: Any) -> None:
+        self.ended = graph
+
+    def __enter__(self) -> None:
+        CURRENT.append("second")
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.capture_end()
+        CURRENT.pop()
+
+
+CURRENT = ["first"]
+
+
+def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("aten::item asks the device\nand more")
+
+    def switch(stream: str) -> None:
+        CURRENT[:] = [stream]
+
+    replaced: dict[str, Any] = {
+        "CUDAGraph": Invalid, "graph": Entering, "synchronize": lambda: None, "empty_cache": lambda: None,
+        "current_stream": lambda: CURRENT[-1], "set_stream": switch, "current_device": lambda: 0,
+        "default_generators": [Mock()],
+    }  # fmt: skip
+    for name, instead in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, instead)
+    monkeypatch.setattr(steps, "_broken", None)
+    monkeypatch.setattr(steps, "_side_streams", Mock(return_value=(None, None)))
+    recorder = GraphStepper(TinyNet(2, 3), Mock(), Mock(batch_size=2), None, compiles=False)
+    monkeypatch.setattr(recorder, "_step", fails)
+    assert recorder._record(Mock(labels=[0, 1]), [(0, 2)], 2) is None
+    assert CURRENT == ["first"]
+    assert recorder.problem == broken_recording() == "RuntimeError: aten::item asks the device"
 
 
 @pytest.mark.gpu

@@ -72,7 +72,8 @@ class Conv1x1(nn.Conv2d):
 class PatchConv(nn.Conv2d):
     """(B, C, H, W) -> (B, H // P, W // P, K): a product for each of the P x P patches; what is left of a side is not seen.
 
-    Convolutions of three channels have no fast kernels on GPUs, matrix products do.
+    Convolutions of three channels have no fast kernels on GPUs, matrix products do; on a CPU it depends on the sizes.
+    Raises ValueError for maps without a patch.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch: int) -> None:
@@ -80,6 +81,8 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         patch = self.kernel_size[0]
+        if x.dim() != 4 or min(x.shape[2:]) < patch:
+            raise ValueError(f"x must be (B, C, H, W) with sides of {patch} at least, got {tuple(x.shape)}")
         rows, columns = x.shape[2] // patch, x.shape[3] // patch
         x = x[:, :, : rows * patch, : columns * patch].unflatten(2, (rows, patch)).unflatten(4, (columns, patch))
         return F.linear(x.permute(0, 2, 4, 1, 3, 5).flatten(3), self.weight.flatten(1), self.bias)

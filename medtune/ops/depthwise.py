@@ -14,6 +14,7 @@ def depthwise_silu(x: Tensor, conv: Conv3x3) -> Tensor:
 
     Where our kernels run, x is read where it lies, also as a half of wider rows, and once; else it goes through `conv`.
     """
+    assert conv.groups == x.shape[-1] == conv.out_channels and conv.stride == (1, 1), "depth-wise, of stride 1"
     if not in_kernels(x):
         return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
     from medtune.ops.triton_depthwise import triton_depthwise_silu

@@ -27,10 +27,10 @@ PROGRAMS = 2048
 def triton_depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """silu(conv2d(x, weight, bias, padding=1)): x (B, H, W, D), any strides; weight (D, 1, 3, 3); bias (D). y like x."""
     taps = weight.flatten(1).mT.float().contiguous()  # (9, D): channels side by side, as x has them
-    return torch.ops.medtune.triton_depthwise(dense_rows(x), taps, None if bias is None else bias.float().contiguous())
+    return torch.ops.medtune.depthwise_silu(dense_rows(x), taps, None if bias is None else bias.float().contiguous())
 
 
-@torch.library.custom_op("medtune::triton_depthwise", mutates_args=())
+@torch.library.custom_op("medtune::depthwise_silu", mutates_args=())
 def _forward(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
     _convolve(x, taps, bias, y, back=False)
@@ -48,14 +48,14 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     saved = ctx.saved_tensors  # asked for once: activation checkpointing computes them anew at each look
-    dx, sums = torch.ops.medtune.triton_depthwise_backward(*saved, dy)
+    dx, sums = torch.ops.medtune.depthwise_silu_backward(*saved, dy)
     return dx, sums[:9], None if saved[2] is None else sums[9]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-@torch.library.custom_op("medtune::triton_depthwise_backward", mutates_args=())
+@torch.library.custom_op("medtune::depthwise_silu_backward", mutates_args=())
 def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and, in one (10, D), of the nine taps and the bias."""
     dy = dense_rows(dy)
@@ -63,7 +63,7 @@ def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple
     sizes = _sizes(x, BACKWARD_TILE)
     tiles, blocks = _tiles(x, sizes), triton.cdiv(x.shape[3], sizes["BLOCK"])
     groups = triton.cdiv(tiles, sizes["SIDE"])
-    each = triton.cdiv(groups * blocks, PROGRAMS)
+    each = max(1, triton.cdiv(groups * blocks, PROGRAMS))
     programs = triton.cdiv(groups, each)
     sums = taps.new_empty((programs, 10, x.shape[3]))
     with on(x):

@@ -29,6 +29,8 @@ UNMIXED, ADDED = 8, 2048
 """Chunks of a program of `unmix_readings`, values of one of `add_up`."""
 LONGEST = 2**20
 """Positions of a map, whose places are found in float32 (`_place`)."""
+FARTHEST, MOST_PROGRAMS = 2**31 - 1, 65535
+"""A position's place in memory is counted in 32 bits within an image; CUDA takes so many programs beside each other."""
 
 
 def triton_selective_scan(
@@ -243,6 +245,7 @@ def _launch_forward(
     Fills y, (K, images, L, D), and states where it has room.
     """
     readings, images, length, channels = u.shape
+    _require_countable(u, delta)
     with on(u):
         kernels.scan_forward[(triton.cdiv(channels, LANES), readings * images)](
             u, delta, A, mix, given_or(D, A), given_or(bias, A), y, states, *u.stride()[:3], *delta.stride()[:3],
@@ -261,10 +264,11 @@ def _launch_backward(
     Fills ddelta, (K, images, L, D).
     """
     readings, images, length, channels = u.shape
+    _require_countable(u, delta, dy)
     du = u.new_empty(u.shape)
     blocks = triton.cdiv(channels, LANES)
     sums = A.new_empty((readings, images, A.shape[1] + 2, channels))
-    # What each block gives becomes a gradient in bfloat16 at last: half of the memory, the same number of bits.
+    # What each block gives is rounded to the gradient's type at once, and the sum once more: half of the memory.
     dmix = mix.new_empty((blocks, *mix.shape), dtype=torch.bfloat16 if delta.dtype == torch.bfloat16 else mix.dtype)
     with on(u):
         kernels.scan_backward[(blocks, readings * images)](
@@ -276,6 +280,17 @@ def _launch_backward(
             **_sizes(A, mix, BACKWARD_REGISTERS),
         )  # fmt: skip
     return du, sums, dmix
+
+
+def _require_countable(*given: Tensor) -> None:
+    """Raise ValueError where kernels cannot count (readings, images) or positions of one of given (K, images, L, D)."""
+    readings, images = given[0].shape[:2]
+    if readings * images > MOST_PROGRAMS:
+        most = MOST_PROGRAMS // readings
+        raise ValueError(f"at most {most} images at once are scanned in {readings} readings, got {images}")
+    for x in given:
+        if (x.shape[2] - 1) * x.stride(2) + x.shape[3] > FARTHEST:
+            raise ValueError(f"{x.shape[2]} positions of {x.stride(2)} values each are too many to scan: {FARTHEST} at most")
 
 
 def _sizes(A: Tensor, mix: Tensor, registers: int) -> dict[str, int]:

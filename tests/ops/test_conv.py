@@ -47,3 +47,9 @@ def check(conv: nn.Module, x: Tensor, theirs: Tensor) -> None:
     gradients = (torch.autograd.grad(y, leaves, weight) for y in (ours, theirs))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 8), (3, 8, 8)])
+def test_maps_without_a_patch_are_refused(shape) -> None:
+    with pytest.raises(ValueError, match="with sides of 4 at least"):
+        PatchConv(3, 5, 4)(torch.zeros(shape))

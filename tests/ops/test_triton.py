@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from medtune.ops.triton_kernels import _sums_by_tensor_cores
+from medtune.ops.triton_scan import _require_countable
 from tests.ops import ptx
 from tests.ops.triton_cases import CONVOLVED, FEW, LARGE, LARGE_CONVOLVED, MAPS, SEQUENCES, allowed, compare
 
@@ -32,6 +33,25 @@ def assert_small(found: dict[str, dict[str, float]]) -> None:
 
 def test_equals_the_float64_loop_and_copied_readings() -> None:
     assert_small(by_interpreter(FEW))
+
+
+def test_operators_keep_what_they_promise_pytorch() -> None:
+    command, environment = [sys.executable, "-m", "tests.ops.operators"], {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found) == 8 and not any(found.values()), found
+
+
+def test_what_kernels_cannot_count_is_refused() -> None:
+    def given(images: int, length: int, width: int) -> torch.Tensor:
+        return torch.empty(1, images, length, width, device="meta")[..., :8].expand(4, -1, -1, -1)
+
+    _require_countable(given(16383, 3, 8), given(16383, 3, 8))
+    with pytest.raises(ValueError, match="at most 16383 images at once are scanned in 4 readings, got 16384"):
+        _require_countable(given(16384, 3, 8))
+    with pytest.raises(ValueError, match="1048577 positions of 2048 values each are too many to scan"):
+        _require_countable(given(1, 3, 8), given(1, 2**20 + 1, 2048))
 
 
 @pytest.mark.parametrize(("split", "precision"), [(True, 1e-6), (False, 2e-3)])

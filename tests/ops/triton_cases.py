@@ -39,7 +39,10 @@ MAPS: dict[str, dict[str, Any]] = {
     "maps in bfloat16": dict(images=2, height=4, width=3, channels=4, dtype=torch.bfloat16),
 }
 CONVOLVED: dict[str, dict[str, Any]] = {
-    "convolved maps, whose gradient comes turned about": dict(images=2, height=4, width=3, channels=33, turned=True),
+    "convolved maps, whose gradient comes turned about": dict(
+        images=2, height=4, width=3, channels=33, turned=True, recomputed=True
+    ),
+    "no convolved maps": dict(images=0, height=2, width=3, channels=4),
     "convolved maps in bfloat16, without bias": dict(
         images=1, height=2, width=4, channels=32, dtype=torch.bfloat16, bias=False
     ),
@@ -49,7 +52,7 @@ CONVOLVED: dict[str, dict[str, Any]] = {
 }
 FEW = (
     "odd channels in groups, an odd length", "two blocks of channels", "no softplus, bias or D", "bfloat16", "a map twice",
-    "convolved maps, whose gradient comes turned about", "convolved maps in bfloat16, without bias",
+    "convolved maps, whose gradient comes turned about", "convolved maps in bfloat16, without bias", "no convolved maps",
 )  # fmt: skip
 """What every run of the tests can afford of the interpreter."""
 LARGE_CONVOLVED: dict[str, dict[str, Any]] = {
@@ -93,7 +96,7 @@ def sequence(device: str, plain: bool = False, dtype: torch.dtype = torch.float3
     exact = gradients(lambda *v: loop(*v, delta_softplus=not plain), values, torch.float64, "cpu")
     D_and_bias = [None, None] if plain else []
     ours = gradients(lambda *v: _by_triton(*v, *D_and_bias, not plain), values, dtype, device)
-    return errors(("y", *GIVEN), ours, exact)
+    return errors(("y", *GIVEN[: len(values)]), ours, exact)
 
 
 def grid(
@@ -119,9 +122,12 @@ def grid(
 
 def convolved(
     device: str, images: int, height: int, width: int, channels: int, dtype: torch.dtype = torch.float32,
-    bias: bool = True, turned: bool = False,
+    bias: bool = True, turned: bool = False, recomputed: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Relative errors of a depth-wise convolution of half of a row's channels, and its SiLU, beside PyTorch's in float64."""
+    """Relative errors of a depth-wise convolution of half of a row's channels, and its SiLU, beside PyTorch's in float64.
+
+    turned: the gradient comes transposed; recomputed: under activation checkpointing.
+    """
     from medtune.ops.triton_depthwise import triton_depthwise_silu
 
     g = torch.Generator().manual_seed(height)
@@ -138,8 +144,10 @@ def convolved(
     def exactly(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.silu(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=channels)).permute(0, 2, 3, 1)
 
-    ours = gradients(by(triton_depthwise_silu), values, dtype, device)
-    return errors(("y", "x", "weight", "bias"), ours, gradients(by(exactly), values, torch.float64, "cpu"))
+    function = by(triton_depthwise_silu)
+    function = functools.partial(checkpoint, function, use_reentrant=False) if recomputed else function
+    ours, exact = gradients(function, values, dtype, device), gradients(by(exactly), values, torch.float64, "cpu")
+    return errors(("y", "x", "weight", "bias")[: 1 + len(values)], ours, exact) if images else nothing(ours)
 
 
 def compiled() -> dict[str, float]:
@@ -180,8 +188,13 @@ def gradients(function: Any, values: list[Tensor], dtype: torch.dtype, device: s
 
 
 def errors(names: tuple[str, ...], ours: list[Tensor], exact: list[Tensor]) -> dict[str, float]:
-    pairs = dict(zip(names, zip(ours, exact, strict=True), strict=False))
+    pairs = dict(zip(names, zip(ours, exact, strict=True), strict=True))
     return {n: ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for n, (a, b) in pairs.items()}
+
+
+def nothing(ours: list[Tensor]) -> dict[str, float]:
+    """Of no images: no errors where all gradients are zero."""
+    return {"of nothing": max(v.abs().max().item() for v in ours if v.numel())}
 
 
 def main() -> None:
