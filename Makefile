@@ -18,8 +18,9 @@ env: .venv/.installed
 sweep: env
 	@$(BIN)/python sweeps/medmamba.py --preset laptop --fallback $(ARGS)
 
+# Two processes, each file of tests in one of them; ARGS="-n 0" has one process, with a debugger's terminal.
 test: env
-	@$(BIN)/python -m pytest -m 'not slow and not gpu and not cluster and not browser' $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster and not browser' $(ARGS)
 
 test-slow: env
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -336,7 +336,8 @@ def test_a_run_of_tunes_that_gets_nowhere_is_told(own_ray, storage, monkeypatch)
         run_study(replace(kill_resume.config(storage, 2), name="nowhere"), definition("nowhere"), PlayedTrial)
 
 
-def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp_path):
+def test_a_study_that_is_running_is_not_run_twice_and_ctrl_c_ends_it_cleanly(tmp_path, monkeypatch):
+    monkeypatch.setattr("medtune.storage.home.OTHER_DRIVER", 0.5)
     process = subprocess.Popen(
         [*kill_resume.command(tmp_path, 50)], env=kill_resume.environment(0.3), stdout=subprocess.PIPE, text=True
     )

@@ -36,6 +36,8 @@ from medtune.usage import FILE as USAGE
 
 STALENESS = 10.0
 """Seconds by which the ledger in a bucket may lag behind the driver's, while the bucket answers."""
+OTHER_DRIVER = 10.0
+"""Seconds that a driver waits for the one before it, which may just be ending."""
 _PUSH = 4.0
 _WANDB = 20.0
 _NOTES = 30.0
@@ -116,7 +118,7 @@ class Home:
         """One driver a study; the kernel releases the lock however the driver ends."""
         lock = filelock.FileLock(self.folder / "driver.lock")
         try:
-            lock.acquire(timeout=10)
+            lock.acquire(timeout=OTHER_DRIVER)
         except filelock.Timeout:
             raise StudyError(
                 f"study {self.folder.name!r} is being run by another process (it holds {self.folder / 'driver.lock'}). "
