@@ -4,9 +4,10 @@ Run:     python sweeps/medmamba.py                     (the report's recipe: nee
          python sweeps/medmamba.py --preset laptop     (32 px, minutes on two cores)
 Result:  full: two trials, one after the other, in 6.6 minutes on one H200 (at 237bfa4, 2026-12-01; 6.5 GPU-minutes). The
          first, MedMamba-s by the report's base setting (adam, lr 0.001), ran its 150 epochs in 5.2 minutes: val loss 0.078,
-         val AUC 0.994, OA 0.968 at epoch 68. On a stand-in for CPN X-ray (395 images, not the published set, 97 % of them
-         near-duplicates of PneumoniaMNIST's) AUC 0.968 [0.952, 0.981], OA 0.906 [0.878, 0.937] brought to training resolution,
-         AUC 0.916 [0.888, 0.942], OA 0.544 [0.527, 0.565] as they are. The second stood at epoch 30. One run of one seed.
+         val AUC 0.994, OA 0.968 at epoch 68. On a stand-in for CPN X-ray (395 images, not the published set, 97 % of
+         them near-duplicates of PneumoniaMNIST's) brought to training resolution AUC 0.968 [0.952, 0.981], OA 0.906
+         [0.878, 0.937]; as they are AUC 0.916 [0.888, 0.942], OA 0.544 [0.527, 0.565]. The second stood at epoch 30.
+         One run of one seed.
          laptop (16 trials, seed 0, two cores, about 9 minutes): val loss 0.322, val AUC 0.945 by the report's base setting,
          2 trials COMPLETE, 14 PRUNED; on a stand-in for CPN X-ray (395 images, not the published set) AUC 0.790
          [0.745, 0.834]. One run of one seed: it shows the way, not the winner.
