@@ -37,7 +37,7 @@ from medtune.memory import fewer, is_out_of_memory, least
 from medtune.models.layout import to_device
 from medtune.parallel import SOLO, Group, synchronised
 from medtune.seeding import reproducible
-from medtune.steps import Stepper, stepper_of
+from medtune.steps import Stepper, broken_recording, stepper_of
 
 if TYPE_CHECKING:
     from medtune.data.shifts import Shift
@@ -381,8 +381,9 @@ class Fit(Iterator[EpochResult]):
 
 
 def _here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, in pinned memory: all are under way before the first is waited for."""
-    copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda) for name, x in tensors.items()}
+    """Copies on the CPU, in pinned memory where it can be had: all are under way before the first is waited for."""
+    pins = broken_recording() is None
+    copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=pins and x.is_cuda) for name, x in tensors.items()}
     for name, copied in copies.items():
         copied.copy_(tensors[name], non_blocking=True)
     if any(x.is_cuda for x in tensors.values()):

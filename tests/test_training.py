@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -598,6 +599,30 @@ def test_gpu_memory_is_given_back(tiny_config: Make, tiny_data: PairData, tmp_pa
         fitting.close()
         held.append(torch.cuda.memory_allocated())
     assert held[-1] <= held[0]
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("broken", "pinned"), [(None, True), ("RuntimeError: asks the device", False)])
+def test_what_is_saved_is_not_pinned_where_a_recording_broke_off(
+    monkeypatch: pytest.MonkeyPatch, broken: str | None, pinned: bool
+) -> None:
+    """PyTorch's allocator of pinned memory may then refuse (`medtune.steps.broken_recording`)."""
+    asked, empty = [], torch.empty
+
+    def without(*shape: Any, pin_memory: bool, **kind: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*shape, **kind)
+
+    monkeypatch.setattr("medtune.steps._broken", broken)
+    monkeypatch.setattr(torch, "empty", without)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    copied = training._here({"weight": torch.ones(3).as_subclass(OnCuda)})
+    assert asked == [pinned] and copied["weight"].tolist() == [1, 1, 1]
 
 
 def test_models_without_decay_exceptions_train(

@@ -12,6 +12,7 @@ from medtune.data.shifts import SHIFTS
 from medtune.errors import Leaving, MachineFault, Superseded, TrainingDiverged
 from medtune.lifeline import Lifeline
 from medtune.search.conductor import attempt_folder, trial_folder
+from medtune.steps import Stepper
 from medtune.tracking import read_epochs, read_events, read_final
 from medtune.trial import Attempt, AttemptSpec, MedtuneTrial, to_config
 
@@ -152,6 +153,25 @@ def test_wandb_that_breaks_changes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr("medtune.wandb_run.WandbRun._start", broken)
     with_wandb = play(Attempt(spec(config, tmp_path / "b", wandb="auto")), 4)
     assert [figures(r) for r in with_wandb] == [figures(r) for r in plain]
+
+
+def test_steps_that_could_not_be_recorded_are_told_once_and_end_the_process_use(config, tmp_path, monkeypatch):
+    class Unrecorded(Stepper):
+        problem = "RuntimeError: aten::item asks the device"
+
+    def stepper(net, optimizer, config, weights, group, images):
+        return Unrecorded(net, optimizer, config, weights, group)
+
+    monkeypatch.setattr("medtune.training.stepper_of", stepper)
+    (tmp_path / "study.json").write_text("{}")  # the folder is a study's
+    actor = MedtuneTrial(to_config(spec(config, tmp_path)))
+    for _ in range(4):
+        actor.step()
+    told = [e["message"] for e in read_events(attempt_folder(tmp_path / "trials", 7, 1)) if e["kind"] == "warning"]
+    assert told == ["steps run kernel by kernel, as they could not be recorded: RuntimeError: aten::item asks the device"]
+    monkeypatch.setattr("medtune.steps._broken", Unrecorded.problem)
+    with pytest.raises(MachineFault, match="steps broke off in this process: RuntimeError: aten::item asks the device"):
+        actor.reset_config(to_config(spec(config, tmp_path, number=8)))
 
 
 @pytest.fixture
