@@ -10,7 +10,8 @@ Variants: plain    `benchmarks/plain.py`: float32, DataLoader workers with PIL t
           graphs   with them, and nothing compiled
           ours     with compiled blocks as well, as long trials of a sweep are run
 Images are made up: a step's time does not depend on what they show. `data`, `forward`, ... are milliseconds a step; ours are
-those of CUDA graphs of the first parts of a step, each less the one before. Predictions and results: benchmarks/NOTES.md.
+those of CUDA graphs of the first parts of a step, each less the one before, on one stream, where a step may have two
+(`medtune/ops/beside.py`). Predictions and results: benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
