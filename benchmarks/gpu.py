@@ -179,9 +179,8 @@ def measure(variant: Variant, config: TrialConfig, data: PairData, device: torch
     row = {"images/s": results[-1].images_per_second, "first epoch s": results[0].seconds}
     if device.type == "cuda":
         row["GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
-    problem = getattr(fitting.stepper, "problem", None)
-    if problem:
-        print(f"  not recorded: {problem}", flush=True)
+    if fitting.stepper is not None and fitting.stepper.problem:
+        print(f"  not recorded: {fitting.stepper.problem}", flush=True)
     row["eval/s"] = 1000 * len(data.val) / milliseconds(
         lambda: predict(fitting.model, data.val, config.image_size, device, config.precision), device, times=2
     )  # fmt: skip

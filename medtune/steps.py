@@ -36,7 +36,7 @@ SWITCH = "MEDTUNE_CUDA_GRAPHS"
 COMPILE = "MEDTUNE_COMPILE"
 """Environment variable: 1 to compile the model's blocks, 0 not to; else they are where it `pays`."""
 PAYS = 500_000
-"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.18 ms an
+"""Training images of 224 px, all epochs together, from which on compiling gives back more than it takes: 57 s for 0.21 ms an
 image, MedMamba-s on an H200 (benchmarks/NOTES.md); at most 40 s for 0.04 ms, ResNet-50. Once a machine: a warm cache on disk
 takes seconds."""
 
@@ -75,6 +75,9 @@ class Stepper:
     net: what is trained, wrapped for its group; weights: (K,) of the classes or None; group: the processes that share
     each batch.
     """
+
+    problem: str | None = None
+    """Why steps that were to be recorded are not."""
 
     def __init__(
         self, net: nn.Module, optimizer: torch.optim.Optimizer, config: TrialConfig, weights: Tensor | None, group: Group
@@ -155,8 +158,6 @@ class GraphStepper(Stepper):
     ) -> None:
         """`compiles`: whether the model's blocks are compiled before whole batches are recorded."""
         super().__init__(net, optimizer, config, weights, SOLO)
-        self.problem: str | None = None
-        """Why steps are not recorded."""
         self.compiles = compiles
         self._stream, self._second = _side_streams(torch.cuda.current_device())
         self._warmed: dict[int, int] = {}
@@ -173,7 +174,7 @@ class GraphStepper(Stepper):
             found = self._record(batch, marks, total)
         if found is None:
             self._warmed[size] = self._warmed.get(size, 0) + 1
-            with self._beside(size):
+            with self._as_recorded(size):
                 return self._on_side(lambda: Stepper.step(self, batch, marks, total))
         for held, new in zip(found.batch.tensors(), batch.tensors(), strict=True):
             held.copy_(new, non_blocking=True)
@@ -181,9 +182,9 @@ class GraphStepper(Stepper):
         return found.output, found.loss
 
     @contextlib.contextmanager
-    def _beside(self, size: int) -> Iterator[None]:
-        """Compiled, and on two streams: as steps are recorded, and those before a recording are taken."""
-        # On one stream after a recording that broke off: see `broken_recording` for what memory of two might come to.
+    def _as_recorded(self, size: int) -> Iterator[None]:
+        """Compiled, and on two streams: so are steps recorded, and those before a recording taken."""
+        # After one that broke off on one stream: memory of two is not given back while a recording is believed to go on.
         two = contextlib.nullcontext() if self.problem else beside_each_other(self._second)
         with self._compiled(size), two:
             yield
@@ -222,7 +223,7 @@ class GraphStepper(Stepper):
         current = torch.cuda.current_stream()
         try:
             recording = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-            with self._beside(size), recording:
+            with self._as_recorded(size), recording:
                 output, loss = self._step(held, marks, total)
         except RuntimeError as error:
             # Not only memory: a library may want to ask the device something, which a recording does not allow.

@@ -163,7 +163,7 @@ class Attempt:
         """Of the weights that were tested last, on the external set."""
         self._unheard: list[EpochResult] = []
         """An epoch that an earlier attempt trained and left a checkpoint of, but did not live to test and record."""
-        self._told = False
+        self._problem_told = False
         self.failure: Report | None = None
         self.ended = False
         self.leaving: Callable[[], bool] = lambda: False
@@ -266,9 +266,9 @@ class Attempt:
 
     def _note_problem(self, run: Fit) -> None:
         """Tell once that steps are slower than they could be, and why."""
-        problem = getattr(run.stepper, "problem", None)
-        if problem and not self._told:
-            self._told = True
+        problem = run.stepper.problem if run.stepper else None
+        if problem and not self._problem_told:
+            self._problem_told = True
             self.record.event("warning", message=f"steps run kernel by kernel, as they could not be recorded: {problem}")
 
     def _test_external(self, run: Fit) -> None:

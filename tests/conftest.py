@@ -15,6 +15,7 @@ from torch import nn
 import medtune.models
 from medtune.config import TrialConfig
 from medtune.data import PairData, Split
+from medtune.storage import patience
 from tests.support.wandb_home import isolate
 
 
@@ -33,6 +34,12 @@ class TinyNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"scale"}
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    is_cuda = True
 
 
 @pytest.fixture
@@ -105,6 +112,14 @@ def nothing_old_is_looked_through() -> None:
     """What earlier files of tests left, gigabytes of it, costs each full collection of a trial's end most of a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nobody_waits_for_earlier_tests_storage() -> Iterator[None]:
+    """A trial's process writes with its study's patience for good; files of tests come to a process in any order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "_current", None)
+        yield
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from medtune.training import EpochResult, fit
 from tests.conftest import TinyNet
 
 Make = Callable[..., TrialConfig]
+Weights = dict[str, torch.Tensor]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -116,11 +117,18 @@ def test_a_compiled_branch_is_dropped_as_often(monkeypatch: pytest.MonkeyPatch) 
     assert "keep" not in drop.state_dict(), "checkpoints stay as they were"
 
 
-def trained(config: TrialConfig, data: PairData) -> tuple[list[EpochResult], dict[str, torch.Tensor], Stepper]:
+def trained(config: TrialConfig, data: PairData) -> tuple[list[EpochResult], Weights, Stepper]:
     fitting = fit(config, data, device=torch.device("cuda"))
     results = list(fitting)
     assert fitting.stepper is not None
     return results, {name: value.cpu() for name, value in fitting.model.state_dict().items()}, fitting.stepper
+
+
+def assert_the_same(recorded: list[EpochResult], weights: Weights, plain: list[EpochResult], expected: Weights) -> None:
+    for one, other in zip(recorded, plain, strict=True):
+        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -135,10 +143,7 @@ def test_a_recorded_training_is_the_training(
     assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
     monkeypatch.setenv(SWITCH, "0")
     plain, expected, _ = trained(config, tiny_data)
-    for one, other in zip(recorded, plain, strict=True):
-        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
-    for name, value in expected.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+    assert_the_same(recorded, weights, plain, expected)
 
 
 class TwoBranches(TinyNet):
@@ -181,10 +186,7 @@ def test_two_branches_run_beside_each_other(
     monkeypatch.setenv(SWITCH, "0")
     plain, expected, _ = trained(config, tiny_data)
     assert stepper._second.cuda_stream not in made[1].streams
-    for one, other in zip(recorded, plain, strict=True):
-        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=1e-4)
-    for name, value in expected.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+    assert_the_same(recorded, weights, plain, expected)
 
 
 @pytest.mark.gpu
@@ -206,40 +208,36 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     assert torch.cuda.current_stream() == before
 
 
-class Invalid:
-    """A graph whose recording fell through, as the device tells at its end."""
-
-    def capture_end(self) -> None:
-        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-
-
-class Entering:
-    """torch's way into a recording and out of it, with the device's part left out."""
-
-    def __init__(self, graph: Any, **_: Any) -> None:
-        self.ended = graph
-
-    def __enter__(self) -> None:
-        CURRENT.append("second")
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.capture_end()
-        CURRENT.pop()
-
-
-CURRENT = ["first"]
-
-
 def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the device's part left out."""
+    streams = ["first"]
+
+    class Invalid:
+        def capture_end(self) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    class Recording:
+        """torch's way into a recording and out of it."""
+
+        def __init__(self, graph: Any, **_: Any) -> None:
+            self.graph = graph
+
+        def __enter__(self) -> None:
+            streams.append("second")
+
+        def __exit__(self, *_: object) -> None:
+            self.graph.capture_end()
+            streams.pop()
+
     def fails(*_: Any) -> Any:
         raise RuntimeError("aten::item asks the device\nand more")
 
     def switch(stream: str) -> None:
-        CURRENT[:] = [stream]
+        streams[:] = [stream]
 
     replaced: dict[str, Any] = {
-        "CUDAGraph": Invalid, "graph": Entering, "synchronize": lambda: None, "empty_cache": lambda: None,
-        "current_stream": lambda: CURRENT[-1], "set_stream": switch, "current_device": lambda: 0,
+        "CUDAGraph": Invalid, "graph": Recording, "synchronize": lambda: None, "empty_cache": lambda: None,
+        "current_stream": lambda: streams[-1], "set_stream": switch, "current_device": lambda: 0,
         "default_generators": [Mock()],
     }  # fmt: skip
     for name, instead in replaced.items():
@@ -249,7 +247,7 @@ def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was_and_says_why(mo
     recorder = GraphStepper(TinyNet(2, 3), Mock(), Mock(batch_size=2), None, compiles=False)
     monkeypatch.setattr(recorder, "_step", fails)
     assert recorder._record(Mock(labels=[0, 1]), [(0, 2)], 2) is None
-    assert CURRENT == ["first"]
+    assert streams == ["first"]
     assert recorder.problem == broken_recording() == "RuntimeError: aten::item asks the device"
 
 

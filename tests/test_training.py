@@ -30,7 +30,7 @@ from medtune.epoch import batch_bounds
 from medtune.errors import CheckpointError, ConfigError, DataError, MedtuneError, TrainingDiverged
 from medtune.evaluate import predict, shift_test
 from medtune.training import EpochResult, Fit, fit, on_device
-from tests.conftest import TinyNet, split
+from tests.conftest import OnCuda, TinyNet, split
 
 Make = Callable[..., TrialConfig]
 CPU = torch.device("cpu")
@@ -599,12 +599,6 @@ def test_gpu_memory_is_given_back(tiny_config: Make, tiny_data: PairData, tmp_pa
         fitting.close()
         held.append(torch.cuda.memory_allocated())
     assert held[-1] <= held[0]
-
-
-class OnCuda(torch.Tensor):
-    """A tensor that says it lies on a GPU."""
-
-    is_cuda = True
 
 
 @pytest.mark.parametrize(("broken", "pinned"), [(None, True), ("RuntimeError: asks the device", False)])

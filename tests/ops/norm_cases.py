@@ -69,9 +69,6 @@ def norm(
     exact = gradients(function, values, torch.float64, "cpu")
     found = by_kernels(lambda: gradients(ours, values, dtype, device))
     assert found[0].dtype == dtype and (turned or found[0].is_contiguous())
-    if not exact[0].numel():
-        assert not found[2].any() and not found[3].any()
-        return {}
     return errors(("result", "y and z", "weight", "bias"), found, exact)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medtune.ops import triton_depthwise, triton_norm, triton_scan
+from medtune.ops import triton_depthwise, triton_norm, triton_scan  # noqa: F401  which register the operators
+from tests.ops.triton_cases import for_the_interpreter
 
 
 def given(*shape: int) -> Tensor:
@@ -51,11 +52,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 
 def main() -> None:
-    triton_scan.CHUNK = 4
-    triton_depthwise.TILE = triton_depthwise.BACKWARD_TILE = (2, 2)
-    triton_depthwise.AHEAD, triton_depthwise.WARPS, triton_depthwise.PROGRAMS = 2, 1, 2
-    triton_norm.FORWARD_PROGRAMS = triton_norm.BACKWARD_PROGRAMS = 2
-    torch.set_num_threads(1)
+    for_the_interpreter()
     torch.manual_seed(0)
     # What enters the first chunk is never written and never read: two runs are compared to the last bit.
     fresh = Tensor.new_empty

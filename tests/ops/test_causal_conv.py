@@ -12,6 +12,7 @@ from torch import Tensor
 
 import medtune.ops.causal_conv as module
 from medtune.ops.causal_conv import causal_conv1d
+from tests.conftest import OnCuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,12 +75,6 @@ def test_kernel_is_found_when_installed_and_only_then(monkeypatch) -> None:
     assert module._cuda_kernel() is None
     monkeypatch.setitem(sys.modules, "causal_conv1d", package)
     assert module._cuda_kernel() is loop
-
-
-class OnCuda(torch.Tensor):
-    """A tensor that says it lies on a GPU."""
-
-    is_cuda = True
 
 
 def test_kernel_is_asked_in_its_own_terms(monkeypatch) -> None:

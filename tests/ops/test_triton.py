@@ -36,10 +36,7 @@ def test_equals_the_float64_loop_and_copied_readings() -> None:
 
 
 def test_operators_keep_what_they_promise_pytorch() -> None:
-    command, environment = [sys.executable, "-m", "tests.ops.operators"], {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = by_interpreter([], "operators")
     assert len(found) == 8 and not any(found.values()), found
 
 
