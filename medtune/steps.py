@@ -159,7 +159,7 @@ class GraphStepper(Stepper):
         """`compiles`: whether the model's blocks are compiled before whole batches are recorded."""
         super().__init__(net, optimizer, config, weights, SOLO)
         self.compiles = compiles
-        self._stream, self._second = _side_streams(torch.cuda.current_device())
+        self._stream, *self._others = _side_streams(torch.cuda.current_device())
         self._warmed: dict[int, int] = {}
         self._recorded: dict[int, _Recorded] = {}
 
@@ -183,10 +183,10 @@ class GraphStepper(Stepper):
 
     @contextlib.contextmanager
     def _as_recorded(self, size: int) -> Iterator[None]:
-        """Compiled, and on two streams: so are steps recorded, and those before a recording taken."""
-        # After one that broke off on one stream: memory of two is not given back while a recording is believed to go on.
-        two = contextlib.nullcontext() if self.problem else beside_each_other(self._second)
-        with self._compiled(size), two:
+        """Compiled, and on several streams: so are steps recorded, and those before a recording taken."""
+        # After one that broke off on one stream: memory of several is not given back while a recording is believed to go on.
+        several = contextlib.nullcontext() if self.problem else beside_each_other(*self._others)
+        with self._compiled(size), several:
             yield
 
     def _compiled(self, size: int) -> contextlib.AbstractContextManager[None]:
@@ -261,12 +261,12 @@ def broken_recording() -> str | None:
 
 
 @functools.cache
-def _side_streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """Two for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
+def _side_streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
+    """Three for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
 
-    The second is for short work beside long work, which would else be let in when the long work is nearly over.
+    The others are for short work beside long work, which would else be let in when the long work is nearly over.
     """
-    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device, priority=-1)
 
 
 def stepper_of(

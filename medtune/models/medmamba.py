@@ -10,8 +10,10 @@ Maps are (B, H, W, C) unless said.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,18 @@ from medtune.models.layers import (
     DropPath,
     drop_rates,
     parameters_ending,
+    projection_and_decay,
     reset_scan,
     scan_map,
 )
-from medtune.ops.beside import both
+from medtune.ops.beside import Ahead, ahead, both
 from medtune.ops.conv import Conv3x3, PatchConv
 from medtune.ops.depthwise import depthwise_silu
+from medtune.ops.engines import in_kernels
 from medtune.ops.gated_norm import gated_norm
+
+if TYPE_CHECKING:
+    from medtune.ops.triton_branch import Ready
 
 EPS = 1e-5
 
@@ -42,7 +49,8 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
+        x = self.proj(x)
+        return self.norm(x).to(x.dtype)  # as of the other stages' maps, also where autocast norms in float32
 
 
 class PatchMerging(nn.Module):
@@ -90,7 +98,7 @@ class SS2D(nn.Module):
 class SSConvSSM(nn.Module):
     """Half of the channels through convolutions, half through the scan, then shuffled; (B, H, W, C) -> the same."""
 
-    compiled_one_by_one = ("convolve", "scan", "join")
+    compiled_one_by_one = ("convolve",)
 
     def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
@@ -111,17 +119,40 @@ class SSConvSSM(nn.Module):
         )
 
     def convolve(self, left: Tensor) -> Tensor:
-        return self.conv33conv33conv11(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        first_norm, conv, norm, _, second_conv, second_norm, _, last, _ = cast(Any, self.conv33conv33conv11)
+        x = F.relu(conv.normalised(first_norm(left.permute(0, 3, 1, 2)), norm))
+        x = F.relu(second_conv.normalised(x, second_norm))
+        return F.relu(last(x)).permute(0, 2, 3, 1)
 
-    def scan(self, right: Tensor) -> Tensor:
-        return self.drop_path(self.self_attention(self.ln_1(right)))
+    def ready(self, images: int, dtype: torch.dtype) -> Ready:
+        """The weights of `scan`, its products in dtype, and what stochastic depth draws, for our kernels."""
+        from medtune.ops.triton_branch import Weights, ready
 
-    def join(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        norm, s = self.ln_1, self.self_attention
+        bias = s.conv2d.bias
+        assert bias is not None
+        project, decay = projection_and_decay(s.x_proj_weight, s.dt_projs_weight, s.A_logs)
+        weights = Weights(
+            norm.weight, norm.bias, s.in_proj.weight.to(dtype), s.conv2d.weight.flatten(1).mT.contiguous(), bias,
+            project.to(dtype), decay.contiguous(), s.Ds.view(DIRECTIONS, -1), s.dt_projs_bias,
+            s.out_norm.weight, s.out_norm.bias, s.out_proj.weight.to(dtype),
+        )  # fmt: skip
+        return ready(weights, self.drop_path.scale(images, weights.norm.device))
+
+    def forward(self, x: Tensor, given: Ahead[Ready] | None = None) -> Tensor:
+        if given is not None:
+            return self._by_kernels(x, given)
+        left, right = x.chunk(2, dim=-1)
+        left, right = self.convolve(left), self.drop_path(self.self_attention(self.ln_1(right)))
         return x + torch.stack((left, right), dim=-1).flatten(-2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = x.chunk(2, dim=-1)
-        return self.join(x, *both(self.convolve, left, self.scan, right))
+    def _by_kernels(self, x: Tensor, given: Ahead[Ready]) -> Tensor:
+        from medtune.ops.triton_branch import triton_scan_branch
+        from medtune.ops.triton_halves import triton_halves, triton_join
+
+        x, left, right = triton_halves(x)
+        left, right = both(self.convolve, left, lambda x: triton_scan_branch(x, given.get(), EPS), right)
+        return triton_join(x, left, right, given.get().scale)
 
 
 class Stage(nn.Module):
@@ -132,9 +163,9 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(SSConvSSM(width, p) for p in drop_paths)
         self.downsample = PatchMerging(width) if merge else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, given: Iterator[Ahead[Ready] | None]) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = block(x, next(given))
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -164,10 +195,20 @@ class MedMamba(nn.Module):
         return parameters_ending(self, (".A_logs", ".Ds"))
 
     def forward(self, x: Tensor) -> Tensor:
+        given = iter(self._ready(x))
         x = self.patch_embed(x)
         for stage in self.layers:
-            x = stage(x)
+            x = stage(x, given)
         return self.head(x.mean((1, 2)))
+
+    def _ready(self, x: Tensor) -> list[Ahead[Ready] | None]:
+        """For each block, what its scan takes where our kernels run."""
+        blocks = [module for module in self.layers.modules() if isinstance(module, SSConvSSM)]
+        if not in_kernels(x):
+            return [None] * len(blocks)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return [ahead(functools.partial(block.ready, len(x), dtype)) for block in blocks]
 
 
 def _reset(module: nn.Module) -> None:
@@ -183,6 +224,8 @@ BLOCKS = (SSConvSSM,)
 """What activation checkpointing computes again."""
 COMPILED = (PatchEmbed, PatchMerging)
 """What is compiled beside the blocks."""
+FILTERS_LAST = BLOCKS
+"""What has its convolutions' weights laid out as cuDNN reads them."""
 
 
 def medmamba_t(num_classes: int, in_channels: int) -> MedMamba:

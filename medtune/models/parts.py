@@ -1,4 +1,5 @@
-"""The parts of a model that its file names, for what is done to models of every kind: BLOCKS, COMPILED, CHANNELS_LAST."""
+"""The parts of a model that its file names, for what is done to models of every kind: BLOCKS, COMPILED, CHANNELS_LAST,
+FILTERS_LAST."""
 
 from __future__ import annotations
 

@@ -1,45 +1,83 @@
-"""Two computations that need nothing of each other, beside each other on a GPU.
+"""Computations that need nothing of each other, beside each other on a GPU.
 
 One that waits for memory or has few programs leaves room that the other takes. It is the steps recorded as CUDA graphs
-that ask for it (`medtune.steps`): started kernel by kernel, both would wait for Python. The backward pass follows, as
+that ask for it (`medtune.steps`): started kernel by kernel, all would wait for Python. The backward pass follows, as
 autograd runs what belongs to an operation on that operation's stream.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-_second: torch.cuda.Stream | None = None
+Made = TypeVar("Made", bound=Sequence[object])
+
+_streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
 
 
 @contextlib.contextmanager
-def beside_each_other(second: torch.cuda.Stream) -> Iterator[None]:
-    """Inside, the first of two computations given to `both` runs on the stream `second`."""
-    global _second
-    before, _second = _second, second
+def beside_each_other(second: torch.cuda.Stream, third: torch.cuda.Stream) -> Iterator[None]:
+    """Inside, the first of two computations given to `both` runs on the stream `second`, what is made `ahead` on `third`."""
+    global _streams
+    before, _streams = _streams, (second, third)
     try:
         yield
     finally:
-        _second = before
+        _streams = before
 
 
 def both(
     one: Callable[[Tensor], Tensor], x: Tensor, other: Callable[[Tensor], Tensor], y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """one(x) and other(y)."""
-    if _second is None or not x.is_cuda:
+    if _streams is None or not x.is_cuda:
         return one(x), other(y)
-    current = torch.cuda.current_stream()
-    _second.wait_stream(current)
-    with torch.cuda.stream(_second):
+    current, second = torch.cuda.current_stream(), _streams[0]
+    second.wait_stream(current)
+    with torch.cuda.stream(second):
         found = one(x)
     result = found, other(y)
-    current.wait_stream(_second)
+    current.wait_stream(second)
     # Memory is given out anew in the order of its own stream: not before the other is through with it, too.
-    x.record_stream(_second)
+    x.record_stream(second)
     found.record_stream(current)
     return result
+
+
+class Ahead(Generic[Made]):
+    """What is made of weights alone, before it is wanted, on a stream that does not wait for the model."""
+
+    def __init__(self, made: Made, done: torch.cuda.Event | None) -> None:
+        self._made = made
+        self._done = done
+
+    def get(self) -> Made:
+        """For the current stream, which waits until it is made."""
+        if self._done is not None:
+            current = torch.cuda.current_stream()
+            current.wait_event(self._done)
+            for x in _tensors(self._made):
+                x.record_stream(current)
+        return self._made
+
+
+def ahead(make: Callable[[], Made]) -> Ahead[Made]:
+    """Make it now, beside what follows."""
+    if _streams is None:
+        return Ahead(make(), None)
+    third = _streams[1]
+    third.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(third):
+        return Ahead(make(), third.record_event())
+
+
+def _tensors(made: object) -> Iterator[Tensor]:
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, tuple):
+        for part in made:
+            yield from _tensors(part)

@@ -26,32 +26,50 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups, stride=stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.bias)
+
+    def normalised(self, x: Tensor, norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
+        """norm(self(x)), without adding a bias that the mean of a batch takes away again.
+
+        In training a bias before a BatchNorm moves its running mean and nothing else, and its gradient is zero: so they
+        are here, where adding it, and adding up its gradient, would each read and write every map once more.
+        """
+        if self.bias is None or not norm.training or isinstance(norm, nn.SyncBatchNorm):
+            return norm(self(x))
+        assert norm.running_mean is not None and norm.momentum is not None
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        before = norm.running_mean - self.bias.detach()
+        moved = before.clone()
+        beta = norm.bias + 0 * self.bias
+        y = F.batch_norm(self._convolve(x, None), moved, norm.running_var, norm.weight, beta, True, norm.momentum, norm.eps)
+        norm.running_mean.add_(moved - before)
+        return y
+
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         height, width = x.shape[2:]
         if x.device.type != "cpu" or height * width > SMALL:
-            return super().forward(x)
+            return self._conv_forward(x, self.weight, bias)
         x = x.permute(0, 2, 3, 1)
         y = self._one_by_one(x) if height * width == 1 else self._small(x)
-        return y.permute(0, 3, 1, 2)
+        return (y if bias is None else y + bias).permute(0, 3, 1, 2)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         """Only the kernel's centre meets the map."""
         centre = self.weight.flatten(2)[:, :, 4]
-        return F.linear(x, centre, self.bias) if self.groups == 1 else self._add_bias(x * centre[:, 0])
+        return F.linear(x, centre) if self.groups == 1 else x * centre[:, 0]
 
     def _small(self, x: Tensor) -> Tensor:
         (height, width), step = x.shape[1:3], self.stride[0]
         padded = F.pad(x, (0, 0, 1, 1, 1, 1))
         shifted = [padded[:, i : i + height : step, j : j + width : step] for i in range(3) for j in range(3)]
         if self.groups == 1:
-            return F.linear(torch.stack(shifted, dim=-1).flatten(-2), self.weight.flatten(1), self.bias)
+            return F.linear(torch.stack(shifted, dim=-1).flatten(-2), self.weight.flatten(1))
         taps = self.weight.flatten(1).unbind(1)
-        y = self._add_bias(shifted[0] * taps[0])
+        y = shifted[0] * taps[0]
         for part, tap in zip(shifted[1:], taps[1:], strict=True):
             y = y + part * tap
         return y
-
-    def _add_bias(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias
 
 
 class Conv1x1(nn.Conv2d):

@@ -106,12 +106,12 @@ def _add(total, slope, above, here, below, c: tl.constexpr):
 
 @triton.jit(do_not_specialize=["images"])
 def depthwise(
-    x, weight, bias, y, images, x_image,
+    x, weight, bias, y, images, x_image, y_image,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BACK: tl.constexpr,
+    Y_ROW: tl.constexpr, Y_COLUMN: tl.constexpr, HAS_BIAS: tl.constexpr, BACK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y (images, HEIGHT, WIDTH, CHANNELS), the SiLU of x' convolution, x being alike, by strides, weight (9, CHANNELS).
+    """y (images, HEIGHT, WIDTH, CHANNELS), the SiLU of x' convolution, x being alike, both by strides, weight (9, CHANNELS).
 
     BACK: from the gradient of a convolution's output to that of its input, with weights turned about and no SiLU.
     """
@@ -124,7 +124,7 @@ def depthwise(
     if CHANNELS % BLOCK > 0:
         live = live & (channel < CHANNELS)
     at = x + (image * x_image + row * ROW + column * COLUMN) + channel
-    to = y + ((image * HEIGHT + row) * WIDTH + column) * CHANNELS + channel
+    to = y + (image * y_image + row * Y_ROW + column * Y_COLUMN) + channel
     loaded = ()
     for r in tl.static_range(-1, AHEAD):
         loaded += (_line(at, live, row, column, HEIGHT, WIDTH, ROW, COLUMN, r, -1, COLUMNS + 1, ROWS, COLUMNS),)
@@ -141,7 +141,7 @@ def depthwise(
             if not BACK:
                 out *= sigmoid(out)
             mask = _on_map(live, row, column, HEIGHT, WIDTH, r, c, ROWS, COLUMNS)
-            tl.store(to + (r * WIDTH + c) * CHANNELS, out, mask=mask)
+            tl.store(to + (r * Y_ROW + c * Y_COLUMN), out, mask=mask)
         above, here = here, below
 
 

@@ -47,12 +47,12 @@ def _load(x, first, stride, rows, length, D: tl.constexpr, PARTS: tl.constexpr, 
 
 
 @triton.jit
-def _store(x, piece, i: tl.constexpr, first, rows, length, D: tl.constexpr, BLOCK: tl.constexpr):
-    """One piece of a tile, where rows follow each other."""
+def _store(x, piece, i: tl.constexpr, first, stride, rows, length, D: tl.constexpr, BLOCK: tl.constexpr):
+    """One piece of a tile."""
     channels, there = _piece(i, D, BLOCK)
     mask = (first + rows < length)[:, None] & there[None, :]
-    x += first.to(tl.int64) * D
-    tl.store(x + rows[:, None] * D + channels[None, :], piece.to(x.dtype.element_ty), mask=mask)
+    x += first.to(tl.int64) * stride
+    tl.store(x + rows[:, None] * stride + channels[None, :], piece.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -93,16 +93,16 @@ def norm_forward(
             piece = centred[i] * scale * w[i] + b[i]
             if GATED:
                 piece *= gate[i] * sigmoid(gate[i])
-            _store(out, piece, i, first, rows, length, D, BLOCK)
+            _store(out, piece, i, first, D, rows, length, D, BLOCK)
 
 
 @triton.jit
 def norm_backward(
-    y, z, weight, bias, dout, dy, dz, sums, y_stride, z_stride, dout_stride, length, eps,
+    y, z, weight, bias, dout, dy, dz, sums, y_stride, z_stride, dout_stride, dz_stride, length, eps,
     GATED: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As above; dy, dz: (length, D) contiguous; sums: (programs, 2, D), each program's dweight and dbias."""
+    """As above; dy: (length, D) contiguous, dz by its stride; sums: (programs, 2, D), each program's dweight and dbias."""
     rows = tl.arange(0, ROWS)
     w = _of_channels(weight, D, PARTS, BLOCK)
     b = _of_channels(bias, D, PARTS, BLOCK)
@@ -130,7 +130,8 @@ def norm_backward(
             if GATED:
                 s = sigmoid(gate[i])
                 silu = gate[i] * s
-                _store(dz, d * (x * w[i] + b[i]) * (s + silu * (1.0 - s)), i, first, rows, length, D, BLOCK)
+                along_gate = d * (x * w[i] + b[i]) * (s + silu * (1.0 - s))
+                _store(dz, along_gate, i, first, dz_stride, rows, length, D, BLOCK)
                 d *= silu
             new_dw = new_dw + (dw[i] + d * x,)
             new_db = new_db + (db[i] + d,)
@@ -144,7 +145,7 @@ def norm_backward(
         mean = tl.sum(total, 1)[:, None] * (1.0 / D)
         tilt = tl.sum(turned, 1)[:, None] * (1.0 / D)
         for i in tl.static_range(PARTS):
-            _store(dy, scale * (along[i] - mean - normal[i] * tilt), i, first, rows, length, D, BLOCK)
+            _store(dy, scale * (along[i] - mean - normal[i] * tilt), i, first, D, rows, length, D, BLOCK)
     sums += tl.program_id(0) * (2 * D)
     for i in tl.static_range(PARTS):
         channels, there = _piece(i, D, BLOCK)

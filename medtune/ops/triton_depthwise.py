@@ -33,7 +33,7 @@ def triton_depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 @torch.library.custom_op("medtune::depthwise_silu", mutates_args=())
 def _forward(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
-    _convolve(x, taps, bias, y, back=False)
+    launch_forward(x, taps, bias, y)
     return y
 
 
@@ -58,8 +58,24 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 @torch.library.custom_op("medtune::depthwise_silu_backward", mutates_args=())
 def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and, in one (10, D), of the nine taps and the bias."""
+    dx = x.new_empty(x.shape)
+    return dx, launch_backward(x, taps, bias, dy, dx).sum(0)
+
+
+@_backward.register_fake
+def _gradients(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), taps.new_empty((10, x.shape[3]))
+
+
+def launch_forward(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Fill y; x, y: (B, H, W, D), channels side by side; taps: (9, D), bias: (D,), in float32."""
+    _convolve(x, taps, bias, y, back=False)
+
+
+def launch_backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor, dx: Tensor) -> Tensor:
+    """Fill dx, which may be a half of wider rows; parts (K, 10, D), of the gradients of taps and bias."""
     dy = dense_rows(dy)
-    ds, dx = x.new_empty(x.shape), x.new_empty(x.shape)
+    ds = x.new_empty(x.shape)
     sizes = _sizes(x, BACKWARD_TILE)
     tiles, blocks = _tiles(x, sizes), triton.cdiv(x.shape[3], sizes["BLOCK"])
     groups = triton.cdiv(tiles, sizes["SIDE"])
@@ -73,12 +89,7 @@ def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple
             HAS_BIAS=bias is not None, **sizes,
         )  # fmt: skip
     _convolve(ds, taps, None, dx, back=True)
-    return dx, sums.sum(0)
-
-
-@_backward.register_fake
-def _gradients(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), taps.new_empty((10, x.shape[3]))
+    return sums
 
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor, back: bool) -> None:
@@ -87,7 +98,8 @@ def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, y: Tensor, back: boo
     programs = triton.cdiv(_tiles(x, sizes), sizes["SIDE"]) * triton.cdiv(x.shape[3], sizes["BLOCK"])
     with on(x):
         kernels.depthwise[(programs,)](
-            x, taps, given_or(bias, taps), y, x.shape[0], x.stride(0), ROW=x.stride(1), COLUMN=x.stride(2),
+            x, taps, given_or(bias, taps), y, x.shape[0], x.stride(0), y.stride(0),
+            ROW=x.stride(1), COLUMN=x.stride(2), Y_ROW=y.stride(1), Y_COLUMN=y.stride(2),
             HAS_BIAS=bias is not None, BACK=back, **sizes,
         )  # fmt: skip
 

@@ -42,13 +42,7 @@ def triton_gated_norm(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor,
 @torch.library.custom_op("medtune::gated_norm", mutates_args=())
 def _forward(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = _output(y, z, weight, bias, eps)
-    flat, gate = _flat(y), _flat(y if z is None else z)
-    sizes = _sizes(y.shape[-1])
-    programs = _programs(y, len(flat), sizes, FORWARD_PROGRAMS)
-    with on(y):
-        kernels.norm_forward[(programs,)](
-            flat, gate, weight, bias, out, flat.stride(0), gate.stride(0), len(flat), eps, GATED=z is not None, **sizes
-        )
+    launch_forward(y, z, weight, bias, out, eps)
     return out
 
 
@@ -77,16 +71,7 @@ def _backward(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, dout: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, dz, _ = _gradients(y, z, weight, bias, dout, eps)
-    flat, gate, slope = _flat(y), _flat(y if z is None else z), _flat(dout)
-    sizes = _sizes(y.shape[-1])
-    programs = _programs(y, len(flat), sizes, BACKWARD_PROGRAMS)
-    sums = weight.new_empty((programs, 2, len(weight)))
-    with on(y):
-        kernels.norm_backward[(programs,)](
-            flat, gate, weight, bias, slope, dy, dz, sums, flat.stride(0), gate.stride(0), slope.stride(0), len(flat), eps,
-            GATED=z is not None, **sizes,
-        )  # fmt: skip
-    return dy, dz, sums.sum(0)
+    return dy, dz, launch_backward(y, z, weight, bias, dout, dy, None if z is None else dz, eps).sum(0)
 
 
 @_backward.register_fake
@@ -96,6 +81,34 @@ def _gradients(
     """dy, dz (of no elements where there is no z), and dweight over dbias (2, D)."""
     dz = y.new_empty(0) if z is None else z.new_empty(z.shape)
     return y.new_empty(y.shape), dz, weight.new_empty((2, len(weight)))
+
+
+def launch_forward(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, out: Tensor, eps: float) -> None:
+    """Fill out, contiguous and of any dtype; y, z: (..., D); weight, bias: (D,) in float32."""
+    flat, gate = _flat(y), _flat(y if z is None else z)
+    sizes = _sizes(y.shape[-1])
+    programs = _programs(y, len(flat), sizes, FORWARD_PROGRAMS)
+    with on(y):
+        kernels.norm_forward[(programs,)](
+            flat, gate, weight, bias, out, flat.stride(0), gate.stride(0), len(flat), eps, GATED=z is not None, **sizes
+        )
+
+
+def launch_backward(
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, dout: Tensor, dy: Tensor, dz: Tensor | None, eps: float
+) -> Tensor:
+    """Fill dy, contiguous, and dz, which may be a half of wider rows; parts (K, 2, D), of dweight over dbias."""
+    flat, gate, slope = _flat(y), _flat(y if z is None else z), _flat(dout)
+    along = dy if dz is None else dz.view(-1, dz.shape[-1])
+    sizes = _sizes(y.shape[-1])
+    programs = _programs(y, len(flat), sizes, BACKWARD_PROGRAMS)
+    sums = weight.new_empty((programs, 2, len(weight)))
+    with on(y):
+        kernels.norm_backward[(programs,)](
+            flat, gate, weight, bias, slope, dy, along, sums,
+            flat.stride(0), gate.stride(0), slope.stride(0), along.stride(0), len(flat), eps, GATED=z is not None, **sizes,
+        )  # fmt: skip
+    return sums
 
 
 def _sizes(channels: int) -> dict[str, int]:

@@ -134,6 +134,22 @@ def _forward_map(
     x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y like x, contiguous; what enters each chunk; B over C in the readings' order, as `_launch_forward` takes it."""
+    return launch_map(x, projected, A, D, bias, softplus, keep)
+
+
+@_forward_map.register_fake
+def _outputs_of_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    images, length = x.shape[0], x.shape[1] * x.shape[2]
+    mixed = A.new_empty((A.shape[0], images, -(-length // CHUNK), 2 * A.shape[1], CHUNK))
+    return x.new_empty(x.shape), _states(A, mixed, keep), mixed
+
+
+def launch_map(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the operator of that name, its inputs as `triton_scan_map` makes them."""
     y, states, mixed = _outputs_of_map(x, projected, A, D, bias, softplus, keep)
     readings, images, chunks, columns, _ = mixed.shape
     delta, mix = _parts(projected, A)
@@ -147,15 +163,6 @@ def _forward_map(
     _launch_forward(_read(x, readings), delta, A, D, bias, mixed, softplus, size, each, states)
     _add_up(each, y)
     return y, states, mixed
-
-
-@_forward_map.register_fake
-def _outputs_of_map(
-    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, length = x.shape[0], x.shape[1] * x.shape[2]
-    mixed = A.new_empty((A.shape[0], images, -(-length // CHUNK), 2 * A.shape[1], CHUNK))
-    return x.new_empty(x.shape), _states(A, mixed, keep), mixed
 
 
 def _save_map(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -179,6 +186,15 @@ def _backward_map(
     dy: Tensor, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and projected, those of A, D and bias as (K, N + 2, channels)."""
+    dx, dprojected, sums = launch_map_backward(x, projected, A, D, bias, states, mixed, dy, softplus)
+    return dx, dprojected, sums.sum(1)
+
+
+def launch_map_backward(
+    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and projected, each image's of A, D and bias as (K, B, N + 2, D), to be summed."""
     dx, dprojected, _ = _gradients_of_map(x, projected, A, D, bias, states, mixed, dy, softplus)
     readings, images, chunks, columns, _ = mixed.shape
     (delta, _), (ddelta, dmix) = _parts(projected, A), _parts(dprojected, A)
@@ -190,7 +206,7 @@ def _backward_map(
             dmixed, dmix, dmix.stride(1), images, size[0] * size[1], chunks, dmixed.shape[0], *size,
             WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
         )  # fmt: skip
-    return dx, dprojected, sums.sum(1)
+    return dx, dprojected, sums
 
 
 @_backward_map.register_fake

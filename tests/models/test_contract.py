@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,8 @@ PARAMETERS = {
     "vmamba_b": (88_557_800, 87_534_850),
 }
 """With 1000 and with 2 classes; beside them what is published, where that is all there is."""
+TAKEN_AWAY = re.compile(r"conv33conv33conv11\.[14]\.bias$")
+"""MedMamba's biases that the norm behind them takes away again."""
 
 
 @pytest.fixture(scope="module", params=FULL)
@@ -97,7 +100,8 @@ def test_gradient_reaches_every_parameter(name) -> None:
         missing &= {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
         if not missing:
             return
-    assert not missing
+    assert missing == {key for key in missing if name.startswith("medmamba") and TAKEN_AWAY.search(key)}
+    assert all(not p.grad.any() for key, p in model.named_parameters() if key in missing), "zeros, as optimizers expect"
 
 
 @pytest.mark.parametrize("name", FULL)

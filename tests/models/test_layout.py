@@ -14,11 +14,19 @@ def has_channels_last(model: nn.Module) -> bool:
     return all(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in maps)
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet50", True), ("medvit_small", True), ("medmamba_t", False)])
+@pytest.mark.parametrize(("name", "last"), [("resnet50", True), ("medvit_small", True), ("vmamba_t", False)])
 def test_convolutional_models_have_channels_last_off_the_cpu(name, last) -> None:
     with torch.device("meta"):
         model = models.build(name)
     assert has_channels_last(to_device(model, torch.device("meta"))) == last
+
+
+def test_medmambas_blocks_have_their_filters_so() -> None:
+    with torch.device("meta"):
+        model = to_device(models.build("medmamba_t"), torch.device("meta"))
+    filters = [m.weight for m in model.layers.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    assert filters and all(f.is_contiguous(memory_format=torch.channels_last) for f in filters)
+    assert model.patch_embed.proj.weight.is_contiguous()
 
 
 def test_on_a_cpu_and_with_activation_checkpointing() -> None:

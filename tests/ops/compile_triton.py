@@ -78,6 +78,7 @@ def depthwise(capability: int, dtype: str) -> dict[str, dict[str, int]]:
     """For a half of the channels of MedMamba's first stage."""
     x = torch.empty(1, 56, 56, 192, device="meta")[..., :96]
     strides = {"HAS_BIAS": True, "ROW": x.stride(1), "COLUMN": x.stride(2)}
+    y = {"Y_ROW": 56 * 96, "Y_COLUMN": 96}
     forward, backward = (
         triton_depthwise._sizes(x, tile) | strides for tile in (triton_depthwise.TILE, triton_depthwise.BACKWARD_TILE)
     )
@@ -85,7 +86,7 @@ def depthwise(capability: int, dtype: str) -> dict[str, dict[str, int]]:
     dy = {"DY_ROW": 56 * 96, "DY_COLUMN": 96}
     both = depthwise_kernels.depthwise, depthwise_kernels.depthwise_backward
     return {
-        "forward": used(both[0], capability, dtype, {**forward, "BACK": False}, num_warps=warps[0]),
+        "forward": used(both[0], capability, dtype, {**forward, **y, "BACK": False}, num_warps=warps[0]),
         "backward": used(both[1], capability, dtype, backward | dy, num_warps=warps[1]),
     }
 

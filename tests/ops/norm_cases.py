@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medtune.models import medmamba, vmamba
+from medtune.models.recompute import checkpoint_activations
 from medtune.ops.gated_norm import gated_norm
 from tests.ops.triton_cases import by_kernels, errors, gradients
 
@@ -35,11 +37,13 @@ LARGE: dict[str, dict[str, Any]] = {
     for dtype, gated in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False))
 }
 """For a GPU."""
-BLOCKS = ("medmamba", "vmamba", "compiled")
+BLOCKS = ("medmamba", "vmamba", "compiled", "whole", "whole, recomputed")
 
 
 def compare(name: str, device: str) -> dict[str, float]:
     """The relative errors of one case."""
+    if name.startswith("whole"):
+        return whole(recomputed="recomputed" in name)
     return block(name) if name in BLOCKS else norm(device, **(CASES | LARGE)[name])
 
 
@@ -90,6 +94,34 @@ def block(name: str) -> dict[str, float]:
         found = by_kernels(lambda: gradients(function, values, torch.float32, "cpu"))
         exact = gradients(function, values, torch.float64, "cpu")
     return errors(("result", "x", *names), found, exact)
+
+
+def whole(recomputed: bool) -> dict[str, float]:
+    """Errors of MedMamba, two blocks of 2 channels for each branch: result and gradients, also of computing blocks again."""
+    torch.manual_seed(0)
+    model = medmamba.MedMamba((2,), 4, in_channels=1, drop_path=0.0)
+    for part in model.modules():
+        if isinstance(part, medmamba.SSConvSSM):
+            part.self_attention = medmamba.SS2D(2, states=2)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    images = torch.randn(2, 1, 8, 12)
+
+    def results(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        model = model.to(dtype)
+        given = images.to(dtype, copy=True).requires_grad_()
+        y = model(given)
+        (y * torch.tensor([1.0, -2.0])).sum().backward()
+        found = {"result": y, "images": given.grad, **{name: p.grad for name, p in model.named_parameters()}}
+        return {name: v.detach() for name, v in found.items() if v is not None}
+
+    ours = copy.deepcopy(model)
+    if recomputed:
+        checkpoint_activations(ours)
+    found, exact = by_kernels(lambda: results(ours, torch.float32)), results(model, torch.float64)
+    assert found.keys() == exact.keys()
+    names = [name for name, v in exact.items() if v.abs().max() > 1e-12]  # but biases that a norm takes away again
+    return errors(tuple(names), [found[name] for name in names], [exact[name] for name in names])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from tests.ops.test_triton import assert_small, by_interpreter
 
 FEW = (
     "three pieces, tiles one after the other", "odd channels, both halves of wider rows", "no gate",
-    "bfloat16, halves of wider rows",
+    "bfloat16, halves of wider rows", "whole",
 )  # fmt: skip
 
 
