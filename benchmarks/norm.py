@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.scan import STAGES, timed
 from medtune.ops import triton_norm
 
-VARIANTS = ((4, 1, 8, 4), (4, 2, 8, 4), (4, 4, 8, 4), (4, 3, 16, 8), (4, 3, 6, 3), (8, 3, 4, 2), (8, 4, 4, 2), (8, 3, 8, 4))
+VARIANTS = ((4, 1, 8, 4), (4, 2, 8, 4), (4, 2, 8, 6), (4, 3, 6, 3), (4, 3, 8, 5), (4, 3, 8, 6), (8, 3, 4, 2), (8, 3, 8, 4))
 Norm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -103,7 +103,7 @@ class Stepper:
         outputs, losses = [], []
         for first, last in marks:
             part = batch.part(first, last)
-            images = augment(part.images, self.config.image_size, part.changes)
+            images = augment(part.images, self.config.image_size, part.changes, self._compiles(len(batch.labels)))
             sending = contextlib.nullcontext() if last == marks[-1][1] else without_sync(self.net)
             with sending:
                 with autocast(self.config.precision, images.device):
@@ -119,6 +119,10 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         return torch.cat(outputs), torch.stack(losses).sum()
+
+    def _compiles(self, size: int) -> bool:
+        """Whether a batch of so many images runs compiled."""
+        return False
 
     def _loss(self, images: Tensor, part: Batch) -> tuple[Tensor, Tensor]:
         """Logits in float32 and the sum of the images' (weighted) cross entropies, in float32."""
@@ -190,12 +194,15 @@ class GraphStepper(Stepper):
             yield
 
     def _compiled(self, size: int) -> contextlib.AbstractContextManager[None]:
-        """An epoch's last batch, of another size, runs as it is: it would be compiled anew, for one step an epoch."""
-        if not self.compiles or size != self.config.batch_size:
+        if not self._compiles(size):
             return contextlib.nullcontext()
         from medtune.models.compiled import compiled
 
         return compiled(self.net)
+
+    def _compiles(self, size: int) -> bool:
+        """An epoch's last batch, of another size, runs as it is: it would be compiled anew, for one step an epoch."""
+        return self.compiles and size == self.config.batch_size
 
     def _ready(self, size: int) -> bool:
         warm = max(self._warmed.values(), default=0) >= WARM and self._warmed.get(size, 0) > 0
@@ -264,9 +271,10 @@ def broken_recording() -> str | None:
 def _side_streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
     """Three for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
 
-    The others are for short work beside long work, which would else be let in when the long work is nearly over.
+    Where there is room for one of them, the first two go first, as a step waits for both; the third has what nothing waits
+    for but the optimizer. MedMamba-s' step took 23.5 ms so, and 24.3 to 24.5 where the first had to let others go before.
     """
-    return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device)
 
 
 def stepper_of(

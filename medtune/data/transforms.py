@@ -8,6 +8,7 @@ passes round.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,11 +81,12 @@ def draw(count: int, height: int, width: int, generator: torch.Generator, streng
     return Draws(boxes, flips, torch.cat([exposure, sigma, kept], dim=1))
 
 
-def augment(images: Tensor, size: int, draws: Draws) -> Tensor:
+def augment(images: Tensor, size: int, draws: Draws, compiles: bool = False) -> Tensor:
     """RandomResizedCrop(size), RandomHorizontalFlip, Normalize(0.5, 0.5), and what `draws.looks` asks for.
 
     images: uint8 (B, C, H, W) with C 1 or 3, as many as draws. Returns float32 (B, 3, size, size) in [-1, 1], to
-    rounding errors, on the images' device.
+    rounding errors, on the images' device; channels may be one in memory. compiles: by torch.compile, which makes a few
+    kernels of fifty tiny ones.
 
     Exposure, blur and resolution come before the crop, as they do in a hospital: they are the whole image's, whichever
     part of it is cut out. After it they would do nothing to small images: 28 px enlarged to 224 hold no detail that a
@@ -92,12 +94,21 @@ def augment(images: Tensor, size: int, draws: Draws) -> Tensor:
     """
     _require_images(images)
     draws = draws.to(images.device)
+    change = _compiled_change() if compiles else _changed
+    return change(images, size, draws.boxes, draws.flips, draws.looks).expand(-1, 3, -1, -1)
+
+
+def _changed(images: Tensor, size: int, boxes: Tensor, flips: Tensor, looks: Tensor | None) -> Tensor:
     levels = _normalised(images)
-    if draws.looks is None:
-        return _three_channels(resized_crop(levels, draws.boxes, draws.flips, size))
-    contrast, brightness, sigma, kept = draws.looks.unbind(1)
-    levels = _exposed(levels, contrast, brightness)
-    return _three_channels(resized_crop(levels, draws.boxes, draws.flips, size, sigma, kept))
+    if looks is None:
+        return resized_crop(levels, boxes, flips, size)
+    contrast, brightness, sigma, kept = looks.unbind(1)
+    return resized_crop(_exposed(levels, contrast, brightness), boxes, flips, size, sigma, kept)
+
+
+@functools.cache
+def _compiled_change() -> Callable[..., Tensor]:
+    return torch.compile(_changed, dynamic=False)
 
 
 def _exposed(levels: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:

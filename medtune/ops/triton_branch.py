@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from medtune.ops import triton_depthwise, triton_norm, triton_scan
 from medtune.ops.launch import dense_rows
+from medtune.ops.parts import add_parts
 
 
 class Weights(NamedTuple):
@@ -52,10 +53,10 @@ class _Later:
     """How to compute a branch's gradients of its weights, once the backward pass of its activations has been."""
 
     def __init__(self) -> None:
-        self.gradients: Callable[[], tuple[Tensor, ...]] | None = None
+        self.gradients: Callable[[], Weights] | None = None
         self.used: tuple[Tensor, ...] = ()
 
-    def settle(self) -> tuple[Tensor, ...]:
+    def settle(self) -> Weights:
         """Compute them, on the current stream, and let go of what they were computed of."""
         assert self.gradients is not None, "the branch's backward pass comes first"
         gradients, used = self.gradients(), self.used
@@ -68,7 +69,7 @@ class _Later:
 
 
 class _Ticket(torch.autograd.Function):
-    """Its backward pass is that of a branch's weights, which autograd runs on the stream that this was called on."""
+    """Its backward pass gives the gradients of a branch's weights, on the stream that this was called on, by autograd."""
 
     @staticmethod
     def forward(ctx: Any, later: _Later, *weights: Tensor) -> Tensor:
@@ -153,9 +154,9 @@ class _Branch(torch.autograd.Function):
         dh = (_rows(dboth) @ weights.in_proj).view_as(h)
         dx = torch.empty_like(x)
         norm = triton_norm.launch_backward(x, None, weights.norm, weights.norm_bias, dh, dx, None, ctx.eps)
-        used = norm, dboth, h, taps, dprojected, u, scans, out_norm, dout, gated
         if ctx.needs_input_grad[1]:
-            ctx.later.used, ctx.later.gradients = used, functools.partial(_of_weights, *used)
+            ctx.later.used = used = norm, dboth, h, taps, dprojected, u, scans, out_norm, dout, gated
+            ctx.later.gradients = functools.partial(_of_weights, *used)
         return dx, torch.empty_like(ticket), None, None, None
 
 
@@ -163,8 +164,9 @@ def _of_weights(
     norm: Tensor, dboth: Tensor, h: Tensor, taps: Tensor, dprojected: Tensor, u: Tensor, scans: Tensor, out_norm: Tensor,
     dout: Tensor, gated: Tensor,
 ) -> Weights:  # fmt: skip
-    """The gradients, in the order of the weights; norm, taps, scans and out_norm are parts, to be summed."""
-    dnorm, dout_norm, dtaps, dscans = norm.sum(0), out_norm.sum(0), taps.sum(0), scans.sum(1)
+    """The gradients; norm, taps, scans and out_norm are parts, to be added up."""
+    dnorm, dtaps, dout_norm = (add_parts(parts[None])[0] for parts in (norm, taps, out_norm))
+    dscans = add_parts(scans)
     in_proj, project, out_proj = (_rows(d).mT @ _rows(x) for d, x in ((dboth, h), (dprojected, u), (dout, gated)))
     return Weights(
         norm=dnorm[0], norm_bias=dnorm[1], in_proj=in_proj, taps=dtaps[:9], taps_bias=dtaps[9],

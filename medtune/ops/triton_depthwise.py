@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medtune.ops import depthwise_kernels as kernels
 from medtune.ops.launch import dense_rows, given_or, on
+from medtune.ops.parts import add_parts
 
 TILE, BACKWARD_TILE = (7, 4), (7, 2)
 """Rows and columns of a lane's positions at most: more load less for each, but take longer to compile (by their cube)."""
@@ -59,7 +60,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _backward(x: Tensor, taps: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and, in one (10, D), of the nine taps and the bias."""
     dx = x.new_empty(x.shape)
-    return dx, launch_backward(x, taps, bias, dy, dx).sum(0)
+    return dx, add_parts(launch_backward(x, taps, bias, dy, dx)[None])[0]
 
 
 @_backward.register_fake

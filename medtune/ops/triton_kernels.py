@@ -279,7 +279,7 @@ def _states(kept, chunk, live, turns, warp, N: tl.constexpr, M: tl.constexpr, G:
     enter = kept + chunk * (N * BLOCK)
     for m in tl.static_range(M):
         mask = (m * G + warp < N)[:, None] & live[None, :] & (chunk > 0)
-        state = tl.load(enter + m * G * BLOCK, mask=mask, other=0.0)
+        state = tl.load(enter + m * G * BLOCK, mask=mask, other=0.0).to(tl.float32)
         states = _with_row(states, state, turns, m)
     return states
 

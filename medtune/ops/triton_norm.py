@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medtune.ops import norm_kernels as kernels
 from medtune.ops.launch import dense_rows, on
+from medtune.ops.parts import add_parts
 
 WARPS = 4
 """Warps of a program."""
@@ -71,7 +72,8 @@ def _backward(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, dout: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, dz, _ = _gradients(y, z, weight, bias, dout, eps)
-    return dy, dz, launch_backward(y, z, weight, bias, dout, dy, None if z is None else dz, eps).sum(0)
+    parts = launch_backward(y, z, weight, bias, dout, dy, None if z is None else dz, eps)
+    return dy, dz, add_parts(parts[None])[0]
 
 
 @_backward.register_fake

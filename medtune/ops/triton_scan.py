@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medtune.ops import triton_kernels as kernels
 from medtune.ops.launch import dense_rows, given_or, on
+from medtune.ops.parts import add_parts
 
 CHUNK = 8
 """Positions in a tile, as many as tensor cores' sums have rows; the state that enters each is kept for the backward pass."""
@@ -90,7 +91,7 @@ def _forward(
 def _outputs(
     u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, mix: Tensor, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), _states(A, mix, keep)
+    return u.new_empty(u.shape), _states(u, A, mix, keep)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -118,7 +119,7 @@ def _backward(
     du, sums, each = _launch_backward(u, delta, A, D, bias, mix, states, dense_rows(dy), softplus, (0, 0), ddelta)
     dmix = torch.empty_like(mix)
     _add_up(each, dmix)
-    return du, ddelta, sums.sum(1), dmix
+    return du, ddelta, add_parts(sums), dmix
 
 
 @_backward.register_fake
@@ -143,7 +144,7 @@ def _outputs_of_map(
 ) -> tuple[Tensor, Tensor, Tensor]:
     images, length = x.shape[0], x.shape[1] * x.shape[2]
     mixed = A.new_empty((A.shape[0], images, -(-length // CHUNK), 2 * A.shape[1], CHUNK))
-    return x.new_empty(x.shape), _states(A, mixed, keep), mixed
+    return x.new_empty(x.shape), _states(x, A, mixed, keep), mixed
 
 
 def launch_map(
@@ -187,7 +188,7 @@ def _backward_map(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and projected, those of A, D and bias as (K, N + 2, channels)."""
     dx, dprojected, sums = launch_map_backward(x, projected, A, D, bias, states, mixed, dy, softplus)
-    return dx, dprojected, sums.sum(1)
+    return dx, dprojected, add_parts(sums)
 
 
 def launch_map_backward(
@@ -236,11 +237,14 @@ def _add_up(each: Tensor, total: Tensor) -> None:
         kernels.add_up[(triton.cdiv(count, ADDED),)](each, total, count, K=len(each), BLOCK=ADDED, num_warps=4)
 
 
-def _states(A: Tensor, mixed: Tensor, keep: bool) -> Tensor:
-    """Room for what enters each chunk of a scan, none without `keep`."""
+def _states(like: Tensor, A: Tensor, mixed: Tensor, keep: bool) -> Tensor:
+    """Room for what enters each chunk of a scan of activations like these, none without `keep`.
+
+    Rounded as activations are: they are most of what a scan writes and its backward pass reads, which computes in float32.
+    """
     (readings, images, chunks), (states, channels) = mixed.shape[:3], A.shape[1:]
     shape = (readings, images, -(-channels // LANES), chunks if keep else 0, states, LANES)
-    return A.new_empty(shape, dtype=torch.float32)
+    return A.new_empty(shape, dtype=torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float32)
 
 
 def _sums(A: Tensor) -> Tensor:
