@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 EPS = 1e-5
 
 
+def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """In x' dtype, also where autocast norms in float32."""
+    return gated_norm(x, None, norm.weight, norm.bias, EPS).to(x.dtype)
+
+
 class PatchEmbed(nn.Module):
     """(B, C, H, W) -> (B, H / 4, W / 4, width)."""
 
@@ -49,8 +54,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        return self.norm(x).to(x.dtype)  # as of the other stages' maps, also where autocast norms in float32
+        return _normed(self.proj(x), self.norm)
 
 
 class PatchMerging(nn.Module):
@@ -65,7 +69,8 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, int(x.shape[2] == 1), 0, int(x.shape[1] == 1)))
         b, h, w, c = x.shape
         cells = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-        return self.reduction(self.norm(cells.permute(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)))
+        cells = cells.permute(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
+        return self.reduction(_normed(cells, self.norm))
 
 
 class SS2D(nn.Module):

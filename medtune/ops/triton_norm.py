@@ -22,7 +22,7 @@ LANE = 4
 """Channels of a piece in a lane: 8 bytes of bfloat16, so that registers let many warps run at once."""
 STAGES = 3
 """A tile is asked for STAGES - 1 tiles before it is computed with, and waits in shared memory."""
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 8, 4
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 8, 3
 """Of a multiprocessor, as many as its registers hold at once; half of them where a lane has twice the channels."""
 
 
