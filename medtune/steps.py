@@ -31,6 +31,8 @@ WARM = 3
 """Steps of a batch size before it is recorded."""
 MOST = 4
 """Batch sizes that are recorded; an epoch has two."""
+LATER = 3
+"""Streams for gradients of weights."""
 SWITCH = "MEDTUNE_CUDA_GRAPHS"
 """Environment variable: 0 for steps kernel by kernel, as debuggers and profilers want them."""
 COMPILE = "MEDTUNE_COMPILE"
@@ -268,13 +270,14 @@ def broken_recording() -> str | None:
 
 
 @functools.cache
-def _side_streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
-    """Three for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
+def _side_streams(device: int) -> tuple[torch.cuda.Stream, ...]:
+    """A few for all trials of a process: libraries keep room (70 MB) for every stream that they have worked on.
 
-    Where there is room for one of them, the first two go first, as a step waits for both; the third has what nothing waits
-    for but the optimizer. MedMamba-s' step took 23.5 ms so, and 24.3 to 24.5 where the first had to let others go before.
+    Where there is room for one of them, the first two go first, as a step waits for both; the others have what nothing waits
+    for but the optimizer, much of it when the first are through (benchmarks/NOTES.md).
     """
-    return torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device)
+    first = [torch.cuda.Stream(device, priority=-1) for _ in range(2)]
+    return *first, *(torch.cuda.Stream(device) for _ in range(LATER))
 
 
 def stepper_of(

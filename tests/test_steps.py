@@ -243,7 +243,7 @@ def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was_and_says_why(mo
     for name, instead in replaced.items():
         monkeypatch.setattr(torch.cuda, name, instead)
     monkeypatch.setattr(steps, "_broken", None)
-    monkeypatch.setattr(steps, "_side_streams", Mock(return_value=(None, None, None)))
+    monkeypatch.setattr(steps, "_side_streams", Mock(return_value=(None, None, None, None)))
     recorder = GraphStepper(TinyNet(2, 3), Mock(), Mock(batch_size=2), None, compiles=False)
     monkeypatch.setattr(recorder, "_step", fails)
     assert recorder._record(Mock(labels=[0, 1]), [(0, 2)], 2) is None

@@ -96,19 +96,14 @@ def scan_map(x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log:
         return from_directions(scan_directions(to_directions(x), x_proj, dt_proj, dt_bias, a_log, skip), *x.shape[1:3])
     from medtune.ops.triton_scan import triton_scan_map
 
-    project, decay = projection_and_decay(x_proj, dt_proj, a_log)
-    return triton_scan_map(x, F.linear(x, project), decay, skip.view(DIRECTIONS, -1), dt_bias, True)
-
-
-def projection_and_decay(x_proj: Tensor, dt_proj: Tensor, a_log: Tensor) -> tuple[Tensor, Tensor]:
-    """(4 D + 4 * 2 N, D), what our kernels want of each position, and (4, N, D), what a state decays by."""
-    (_, channels, rank), states = dt_proj.shape, a_log.shape[-1]
+    channels, (rank, states) = x.shape[-1], (dt_proj.shape[-1], a_log.shape[-1])
     to_rank, to_mix = x_proj.split((rank, 2 * states), dim=1)
-    with torch.autocast(x_proj.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         # The steps' two projections as one: the ranks (3 to 24) make matrix products of awkward shapes, slow on GPUs.
         to_delta = torch.bmm(dt_proj, to_rank)  # (4, D, D)
-        project = torch.cat((to_delta.flatten(0, 1), to_mix.flatten(0, 1)))
-    return project, -torch.exp(_wide(a_log)).view(DIRECTIONS, channels, states).mT
+        weight = torch.cat((to_delta.flatten(0, 1), to_mix.flatten(0, 1)))
+    decay = -torch.exp(_wide(a_log)).view(DIRECTIONS, channels, states).mT
+    return triton_scan_map(x, F.linear(x, weight), decay, skip.view(DIRECTIONS, -1), dt_bias, True)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from medtune.models.layers import (
     DropPath,
     drop_rates,
     parameters_ending,
-    projection_and_decay,
     reset_scan,
     scan_map,
 )
@@ -131,19 +130,19 @@ class SSConvSSM(nn.Module):
         return F.relu(F.linear(x.permute(0, 2, 3, 1), last.weight.flatten(1), last.bias))
 
     def ready(self, images: int, dtype: torch.dtype) -> Ready:
-        """The weights of `scan`, its products in dtype, and what stochastic depth draws, for our kernels."""
-        from medtune.ops.triton_branch import Weights, ready
+        """The scan's weights, its products in dtype, and what stochastic depth draws, for our kernels."""
+        from medtune.ops.branch_weights import Parameters
+        from medtune.ops.triton_branch import ready
 
         norm, s = self.ln_1, self.self_attention
-        bias = s.conv2d.bias
-        assert bias is not None
-        project, decay = projection_and_decay(s.x_proj_weight, s.dt_projs_weight, s.A_logs)
-        weights = Weights(
-            norm.weight, norm.bias, s.in_proj.weight.to(dtype), s.conv2d.weight.flatten(1).mT.contiguous(), bias,
-            project.to(dtype), decay.contiguous(), s.Ds.view(DIRECTIONS, -1), s.dt_projs_bias,
-            s.out_norm.weight, s.out_norm.bias, s.out_proj.weight.to(dtype),
+        conv_bias = s.conv2d.bias
+        assert conv_bias is not None
+        parameters = Parameters(
+            norm.weight, norm.bias, s.in_proj.weight, s.conv2d.weight, conv_bias,
+            s.x_proj_weight, s.dt_projs_weight, s.dt_projs_bias, s.A_logs, s.Ds,
+            s.out_norm.weight, s.out_norm.bias, s.out_proj.weight,
         )  # fmt: skip
-        return ready(weights, self.drop_path.scale(images, weights.norm.device))
+        return ready(parameters, dtype, self.drop_path.scale(images, norm.weight.device))
 
     def forward(self, x: Tensor, given: Ahead[Ready] | None = None) -> Tensor:
         if given is not None:

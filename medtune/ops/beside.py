@@ -8,6 +8,7 @@ autograd runs what belongs to an operation on that operation's stream.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -16,14 +17,14 @@ from torch import Tensor
 
 Made = TypeVar("Made", bound=Sequence[object])
 
-_streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
+_streams: tuple[torch.cuda.Stream, Iterator[torch.cuda.Stream]] | None = None
 
 
 @contextlib.contextmanager
-def beside_each_other(second: torch.cuda.Stream, third: torch.cuda.Stream) -> Iterator[None]:
-    """Inside, the first of two computations given to `both` runs on the stream `second`, what is made `ahead` on `third`."""
+def beside_each_other(second: torch.cuda.Stream, *others: torch.cuda.Stream) -> Iterator[None]:
+    """Inside, the first of two computations given to `both` runs on `second`; what is made `ahead` on others by turns."""
     global _streams
-    before, _streams = _streams, (second, third)
+    before, _streams = _streams, (second, itertools.cycle(others))
     try:
         yield
     finally:
@@ -69,10 +70,10 @@ def ahead(make: Callable[[], Made]) -> Ahead[Made]:
     """Make it now, beside what follows."""
     if _streams is None:
         return Ahead(make(), None)
-    third = _streams[1]
-    third.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(third):
-        return Ahead(make(), third.record_event())
+    stream = next(_streams[1])
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        return Ahead(make(), stream.record_event())
 
 
 def _tensors(made: object) -> Iterator[Tensor]:

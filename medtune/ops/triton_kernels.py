@@ -442,10 +442,10 @@ def mix_readings(
 
 @triton.jit(do_not_specialize=["images", "length", "chunks", "blocks", "height", "width"])
 def unmix_readings(
-    dmix, out, out_p, images, length, chunks, blocks, height, width,
+    dmix, out, out_b, out_p, out_k, images, length, chunks, blocks, height, width,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, T: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """out (images, length, K, WIDTH), positions out_p apart: the sum of dmix (blocks, K, images, chunks, WIDTH, T).
+    """out (images, length, K, WIDTH), by strides: the sum of dmix (blocks, K, images, chunks, WIDTH, T).
 
     CHUNKS: a program's. Read as dmix lies and written as out does: a tile is turned in between.
     """
@@ -463,7 +463,7 @@ def unmix_readings(
     total = tl.reshape(tl.permute(total, (0, 2, 1)), (CHUNKS * T, COLUMNS))
     t = first * T + tl.arange(0, CHUNKS * T)
     p = _place(t, k, length, height, width, True)
-    out += (b * length + p)[:, None] * out_p + k * WIDTH + column[None, :]
+    out += b * out_b + p[:, None] * out_p + k * out_k + column[None, :]
     tl.store(out, total, mask=(t < length)[:, None] & (column < WIDTH)[None, :])
 
 

@@ -135,7 +135,7 @@ def _forward_map(
     x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y like x, contiguous; what enters each chunk; B over C in the readings' order, as `_launch_forward` takes it."""
-    return launch_map(x, projected, A, D, bias, softplus, keep)
+    return launch_map(x, *_parts(projected, A), A, D, bias, softplus, keep)
 
 
 @_forward_map.register_fake
@@ -148,12 +148,11 @@ def _outputs_of_map(
 
 
 def launch_map(
-    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
+    x: Tensor, delta: Tensor, mix: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the operator of that name, its inputs as `triton_scan_map` makes them."""
-    y, states, mixed = _outputs_of_map(x, projected, A, D, bias, softplus, keep)
+    """As the operator of that name, of steps (K, B, H W, D) and B over C (B, H W, K, 2 N), by strides."""
+    y, states, mixed = _outputs_of_map(x, delta, A, D, bias, softplus, keep)
     readings, images, chunks, columns, _ = mixed.shape
-    delta, mix = _parts(projected, A)
     size = x.shape[1:3]
     with on(x):
         kernels.mix_readings[(triton.cdiv(chunks * CHUNK, LANES), readings * images)](
@@ -187,27 +186,28 @@ def _backward_map(
     dy: Tensor, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and projected, those of A, D and bias as (K, N + 2, channels)."""
-    dx, dprojected, sums = launch_map_backward(x, projected, A, D, bias, states, mixed, dy, softplus)
+    dprojected = torch.empty_like(projected)
+    delta, _ = _parts(projected, A)
+    dx, sums = launch_map_backward(x, delta, A, D, bias, states, mixed, dy, softplus, *_parts(dprojected, A))
     return dx, dprojected, add_parts(sums)
 
 
 def launch_map_backward(
-    x: Tensor, projected: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
-    dy: Tensor, softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and projected, each image's of A, D and bias as (K, B, N + 2, D), to be summed."""
-    dx, dprojected, _ = _gradients_of_map(x, projected, A, D, bias, states, mixed, dy, softplus)
+    x: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, states: Tensor, mixed: Tensor,
+    dy: Tensor, softplus: bool, ddelta: Tensor, dmix: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradient of x, each image's of A, D and bias (K, B, N + 2, D), to be summed; fills ddelta and dmix, by strides."""
+    dx = x.new_empty(x.shape)
     readings, images, chunks, columns, _ = mixed.shape
-    (delta, _), (ddelta, dmix) = _parts(projected, A), _parts(dprojected, A)
     size, inputs = x.shape[1:3], (_read(x, readings), delta, A, D, bias, mixed, states)
     du, sums, dmixed = _launch_backward(*inputs, _read(dense_rows(dy), readings), softplus, size, ddelta)
     _add_up(du, dx)
     with on(x):
         kernels.unmix_readings[(triton.cdiv(chunks, UNMIXED), readings * images)](
-            dmixed, dmix, dmix.stride(1), images, size[0] * size[1], chunks, dmixed.shape[0], *size,
+            dmixed, dmix, *dmix.stride()[:3], images, size[0] * size[1], chunks, dmixed.shape[0], *size,
             WIDTH=columns, COLUMNS=triton.next_power_of_2(columns), T=CHUNK, CHUNKS=UNMIXED, num_warps=4,
         )  # fmt: skip
-    return dx, dprojected, sums
+    return dx, sums
 
 
 @_backward_map.register_fake

@@ -37,13 +37,13 @@ LARGE: dict[str, dict[str, Any]] = {
     for dtype, gated in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False))
 }
 """For a GPU."""
-BLOCKS = ("medmamba", "vmamba", "compiled", "whole", "whole, recomputed")
+BLOCKS = ("medmamba", "vmamba", "compiled", "whole", "whole, recomputed", "whole, bfloat16", "whole, depths drawn")
 
 
 def compare(name: str, device: str) -> dict[str, float]:
     """The relative errors of one case."""
     if name.startswith("whole"):
-        return whole(recomputed="recomputed" in name)
+        return whole(name)
     return block(name) if name in BLOCKS else norm(device, **(CASES | LARGE)[name])
 
 
@@ -96,10 +96,14 @@ def block(name: str) -> dict[str, float]:
     return errors(("result", "x", *names), found, exact)
 
 
-def whole(recomputed: bool) -> dict[str, float]:
-    """Errors of a small MedMamba, a block of each of two sizes: result and gradients, also of computing blocks again."""
+def whole(name: str) -> dict[str, float]:
+    """Errors of a small MedMamba, a block of each of two sizes: result and gradients.
+
+    Also of computing blocks again; under autocast, beside PyTorch under autocast; and with stochastic depth, which draws
+    the same for both.
+    """
     torch.manual_seed(0)
-    model = medmamba.MedMamba((1, 1), 4, in_channels=1, drop_path=0.0)
+    model = medmamba.MedMamba((1, 1), 4, in_channels=1, drop_path=0.5 if "drawn" in name else 0.0)
     for part in model.modules():
         if isinstance(part, medmamba.SSConvSSM):
             part.self_attention = medmamba.SS2D(part.ln_1.weight.numel(), states=2)
@@ -110,13 +114,15 @@ def whole(recomputed: bool) -> dict[str, float]:
     def results(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         model = model.to(dtype)
         given = images.to(dtype, copy=True).requires_grad_()
-        y = model(given)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in name):
+            y = model(given).to(dtype)
         (y * torch.tensor([1.0, -2.0])).sum().backward()
         found = {"result": y, "images": given.grad, **{name: p.grad for name, p in model.named_parameters()}}
         return {name: v.detach() for name, v in found.items() if v is not None}
 
     ours = copy.deepcopy(model)
-    if recomputed:
+    if "recomputed" in name:
         checkpoint_activations(ours)
     found, exact = by_kernels(lambda: results(ours, torch.float32)), results(model, torch.float64)
     assert found.keys() == exact.keys()
