@@ -146,6 +146,22 @@ def test_a_recorded_training_is_the_training(
     assert_the_same(recorded, weights, plain, expected)
 
 
+@pytest.mark.gpu
+@needs_gpu
+def test_a_recorded_medmamba_is_the_model(tiny_data: PairData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On streams of its own for branches and for weights' gradients: whoever does not wait for them has other results."""
+    monkeypatch.setattr(DropPath, "scale", lambda *_: None)  # which would draw others
+    config = TrialConfig(
+        model="medmamba_t", pair="synthetic", image_size=64, batch_size=16, epochs=4, precision="fp32", schedule="constant"
+    )
+    recorded, weights, stepper = trained(config, tiny_data)
+    assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
+    monkeypatch.setenv(SWITCH, "0")
+    plain, _, _ = trained(config, tiny_data)
+    for one, other in zip(recorded, plain, strict=True):
+        assert one.metrics["val/loss"] == pytest.approx(other.metrics["val/loss"], rel=0.02)
+
+
 class TwoBranches(TinyNet):
     """The first branch takes long: whoever does not wait for it has other results."""
 

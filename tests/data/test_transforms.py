@@ -8,6 +8,7 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as torchvision_transforms
 from torchvision.transforms.v2 import functional
 
+from medtune.data import transforms
 from medtune.data.transforms import Draws, augment, draw, match_resolution, prepare, resized_crop, sample_boxes
 
 
@@ -103,6 +104,17 @@ def test_augment_is_the_reports_transform() -> None:
         expected = expected.flip(-1) if flip else expected
         expected = functional.normalize(expected.repeat(3, 1, 1), [0.5] * 3, [0.5] * 3)
         assert torch.allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_it_can_be_compiled_whole(strength, monkeypatch) -> None:
+    """Traced, not compiled to machine code, which takes a minute."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **more: real(f, fullgraph=True, backend="eager", **more))
+    monkeypatch.setattr(transforms, "_compiled_change", transforms._compiled_change.__wrapped__)
+    batch = images(4, 28, 28)
+    draws = draw(4, 28, 28, torch.Generator().manual_seed(3), strength)
+    assert torch.equal(augment(batch, 32, draws, compiles=True), augment(batch, 32, draws))
 
 
 def test_every_image_is_drawn_on_its_own_and_by_the_generator_alone() -> None:

@@ -37,13 +37,18 @@ LARGE: dict[str, dict[str, Any]] = {
     for dtype, gated in ((torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False))
 }
 """For a GPU."""
-BLOCKS = ("medmamba", "vmamba", "compiled", "whole", "whole, recomputed", "whole, bfloat16", "whole, depths drawn")
+BLOCKS = ("medmamba", "vmamba", "compiled", "whole", "whole, recomputed", "whole, depths drawn")
+BESIDE = ("branch, bfloat16", "halves of 48", "halves of 70", "halves of 96, bfloat16", "parts")
 
 
 def compare(name: str, device: str) -> dict[str, float]:
     """The relative errors of one case."""
     if name.startswith("whole"):
         return whole(name)
+    if name.startswith("halves"):
+        return halves(device, int(name[10:12]), torch.bfloat16 if "bfloat16" in name else torch.float32)
+    if name in BESIDE:
+        return branch(device) if name.startswith("branch") else parts(device)
     return block(name) if name in BLOCKS else norm(device, **(CASES | LARGE)[name])
 
 
@@ -99,8 +104,7 @@ def block(name: str) -> dict[str, float]:
 def whole(name: str) -> dict[str, float]:
     """Errors of a small MedMamba, a block of each of two sizes: result and gradients.
 
-    Also of computing blocks again; under autocast, beside PyTorch under autocast; and with stochastic depth, which draws
-    the same for both.
+    Also of computing blocks again; and with stochastic depth, which draws the same for both.
     """
     torch.manual_seed(0)
     model = medmamba.MedMamba((1, 1), 4, in_channels=1, drop_path=0.5 if "drawn" in name else 0.0)
@@ -115,8 +119,7 @@ def whole(name: str) -> dict[str, float]:
         model = model.to(dtype)
         given = images.to(dtype, copy=True).requires_grad_()
         torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in name):
-            y = model(given).to(dtype)
+        y = model(given)
         (y * torch.tensor([1.0, -2.0])).sum().backward()
         found = {"result": y, "images": given.grad, **{name: p.grad for name, p in model.named_parameters()}}
         return {name: v.detach() for name, v in found.items() if v is not None}
@@ -128,6 +131,63 @@ def whole(name: str) -> dict[str, float]:
     assert found.keys() == exact.keys()
     names = [name for name, v in exact.items() if v.abs().max() > 1e-12]  # but biases that a norm takes away again
     return errors(tuple(names), [found[name] for name in names], [exact[name] for name in names])
+
+
+def branch(device: str) -> dict[str, float]:
+    """Errors of a block's scan branch in bfloat16, result and gradients, beside PyTorch's operators in float64."""
+    from medtune.ops.triton_branch import triton_scan_branch
+
+    torch.manual_seed(0)
+    block = medmamba.SSConvSSM(16, drop_path=0.0)
+    block.self_attention = medmamba.SS2D(8, states=2)
+    for parameter in block.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data = parameter.to(torch.bfloat16).float()
+    x = torch.randn(2, 4, 5, 8).to(torch.bfloat16)
+    slope = torch.randn(2, 4, 5, 8).to(torch.bfloat16)
+
+    def results(block: medmamba.SSConvSSM, x: Tensor, kernels: bool) -> dict[str, Tensor]:
+        x = x.requires_grad_()
+        if kernels:
+            y = triton_scan_branch(x, block.ready(len(x), torch.bfloat16), medmamba.EPS)
+        else:
+            y = block.self_attention(block.ln_1(x))
+        y.backward(slope.to(y))
+        found = {"result": y, "x": x.grad, **{name: p.grad for name, p in block.named_parameters()}}
+        return {name: v.detach().cpu() for name, v in found.items() if v is not None}
+
+    exact = results(copy.deepcopy(block).double(), x.double(), kernels=False)
+    found = by_kernels(lambda: results(block.to(device), x.detach().to(device), kernels=True))
+    assert found.keys() == exact.keys()
+    return errors(tuple(found), list(found.values()), [exact[name] for name in found])
+
+
+def halves(device: str, channels: int, dtype: torch.dtype) -> dict[str, float]:
+    """Errors of what stands between two blocks, result and gradients."""
+    torch.manual_seed(0)
+    shapes = (3, 5, 7, 2 * channels), (3, 5, 7, channels), (3, 5, 7, channels)
+    values = [torch.randn(shape).to(dtype) for shape in shapes]
+    scale = torch.tensor([0.0, 2.0, 1.0])
+
+    def run(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            x = x + torch.stack((left, right * scale[:, None, None, None]), -1).flatten(-2)
+            return x * torch.cat(x.chunk(2, -1)[::-1], -1)
+        from medtune.ops.triton_halves import triton_halves, triton_join
+
+        x, one, two = triton_halves(triton_join(x, left, right, scale.to(x.device)))
+        return x * torch.cat((two, one), -1)
+
+    exact = gradients(run, values, torch.float64, "cpu")
+    return errors(("result", "x", "left", "right"), gradients(run, values, dtype, device), exact)
+
+
+def parts(device: str) -> dict[str, float]:
+    """Errors of sums of more parts than a program takes at once."""
+    from medtune.ops.parts import add_parts
+
+    given = torch.randn(3, 150, 5, 9, generator=torch.Generator().manual_seed(0))
+    return errors(("sums",), [add_parts(given.to(device)).cpu()], [given.double().sum(1)])
 
 
 def main() -> None:

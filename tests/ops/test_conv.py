@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,25 @@ def test_equals_pytorchs(size, stride, bias, channels, groups) -> None:
     conv = Conv3x3(*channels, groups=groups, stride=stride, bias=bias).double()
     x = torch.randn(3, channels[0], *size, dtype=torch.float64, requires_grad=True)
     check(conv, x, F.conv2d(x, conv.weight, conv.bias, stride, padding=1, groups=groups))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.0])
+def test_a_norm_behind_it_equals_pytorchs_and_takes_the_bias_away(training, momentum) -> None:
+    """Momentum 0: what is computed again leaves the running statistics as they are, to the bit."""
+    torch.manual_seed(0)
+    conv, norm = Conv3x3(4, 6).double(), nn.BatchNorm2d(6, momentum=momentum).double().train(training)
+    for values in (conv.bias, norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(values)
+    expected = copy.deepcopy(norm)
+    before = norm.running_mean.clone()
+    x = torch.randn(3, 4, 5, 7, dtype=torch.float64)
+    y = conv.normalised(x, norm)
+    torch.testing.assert_close(y, expected(F.conv2d(x, conv.weight, conv.bias, padding=1)))
+    torch.testing.assert_close(norm.state_dict(), expected.state_dict())
+    assert momentum > 0 or torch.equal(norm.running_mean, before)
+    (gradient,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), [conv.bias])
+    assert bool(gradient.any()) != training, "zeros in training, as an optimizer expects of every parameter"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5)], ids=str)

@@ -1,4 +1,4 @@
-"""The norm behind a scan: its Triton kernels by Triton's interpreter here, and on a GPU where there is one."""
+"""MedMamba's norms, scan branch and what stands between blocks: in Triton by its interpreter here, and on a GPU if any."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from medtune.ops.triton_norm import _programs, triton_gated_norm
-from tests.ops.norm_cases import BLOCKS, CASES, LARGE, compare
+from tests.ops.norm_cases import BESIDE, BLOCKS, CASES, LARGE, compare
 from tests.ops.test_triton import assert_small, by_interpreter
 
 FEW = (
     "three pieces, tiles one after the other", "odd channels, both halves of wider rows", "no gate",
-    "bfloat16, halves of wider rows", "whole",
+    "bfloat16, halves of wider rows", "whole, recomputed", "whole, depths drawn", *BESIDE,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_compiles_without_spills_and_copies_ahead(capability, dtype, widths) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*CASES, *LARGE])
+@pytest.mark.parametrize("name", [*CASES, *LARGE, *BESIDE])
 def test_on_a_gpu(name) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

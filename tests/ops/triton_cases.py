@@ -83,7 +83,8 @@ def compare(name: str, device: str) -> dict[str, float]:
 
 def allowed(name: str) -> float:
     """float32's bar; in bfloat16 what is given, multiplied and taken is rounded to 8 bits, some of it several times."""
-    return 0.02 if "float16" in name else 1e-4
+    most = 0.05 if name.startswith("branch") else 0.02  # gradients of steps are rounded at five places
+    return most if "float16" in name else 1e-4
 
 
 def sequence(device: str, plain: bool = False, dtype: torch.dtype = torch.float32, **shape: Any) -> dict[str, float]:
