@@ -154,7 +154,7 @@ def test_a_recorded_medmamba_is_the_model(tiny_data: PairData, monkeypatch: pyte
     config = TrialConfig(
         model="medmamba_t", pair="synthetic", image_size=64, batch_size=16, epochs=4, precision="fp32", schedule="constant"
     )
-    recorded, weights, stepper = trained(config, tiny_data)
+    recorded, _, stepper = trained(config, tiny_data)
     assert isinstance(stepper, GraphStepper) and stepper.problem is None and stepper._recorded
     monkeypatch.setenv(SWITCH, "0")
     plain, _, _ = trained(config, tiny_data)
