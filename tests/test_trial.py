@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from medtune import metrics, predictions
 from medtune import trial as trial_module
@@ -204,3 +205,15 @@ def test_on_a_machine_about_to_leave_every_epoch_is_saved_and_no_trial_begun(wat
     assert (attempt_folder(tmp_path / "trials", 7, 1) / "checkpoints" / "last-0001.safetensors").exists()
     with pytest.raises(Leaving):
         actor.reset_config(to_config(spec(config, tmp_path, number=8, watched=True)))
+
+
+@pytest.mark.parametrize(
+    ("held", "returned"), [({"workspaces": 300}, True), ({"workspaces": 300, "model": 200}, False), ({}, True)]
+)
+def test_what_libraries_keep_for_streams_is_not_a_trials(monkeypatch, held, returned) -> None:
+    """MiB on a GPU that is not here."""
+    held = dict(held)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: sum(held.values()) << 20)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: held.pop("workspaces", None), raising=False)
+    assert trial_module.memory_returned() == returned
