@@ -51,9 +51,6 @@ def triton_scan_map(
     projected: (B, H, W, 4 D + 4 * 2 N), a position's steps for each reading and channel, then B over C for each reading;
     A: (4, N, D); D, bias: (4, D). Nothing is copied into the readings' order but B and C, which are small.
     """
-    _, height, width, _ = x.shape
-    if height * width > LONGEST:
-        raise ValueError(f"a map may have {LONGEST} positions, got {height} x {width}")
     inputs = (dense_rows(x), dense_rows(projected), *_parameters(A, D, bias))
     y, *_ = torch.ops.medtune.scan_map(*inputs, softplus, _kept(*inputs))
     return y
@@ -150,7 +147,13 @@ def _outputs_of_map(
 def launch_map(
     x: Tensor, delta: Tensor, mix: Tensor, A: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the operator of that name, of steps (K, B, H W, D) and B over C (B, H W, K, 2 N), by strides."""
+    """As the operator of that name, of steps (K, B, H W, D) and B over C (B, H W, K, 2 N), by strides.
+
+    Raises ValueError for a map of too many positions.
+    """
+    height, width = x.shape[1:3]
+    if height * width > LONGEST:
+        raise ValueError(f"a map may have {LONGEST} positions, got {height} x {width}")
     y, states, mixed = _outputs_of_map(x, delta, A, D, bias, softplus, keep)
     readings, images, chunks, columns, _ = mixed.shape
     size = x.shape[1:3]

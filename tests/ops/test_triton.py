@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from medtune.ops.triton_kernels import _sums_by_tensor_cores
-from medtune.ops.triton_scan import _require_countable
+from medtune.ops.triton_scan import _require_countable, launch_map
 from tests.ops import ptx
 from tests.ops.triton_cases import CONVOLVED, FEW, LARGE, LARGE_CONVOLVED, MAPS, SEQUENCES, allowed, compare
 
@@ -49,6 +49,9 @@ def test_what_kernels_cannot_count_is_refused() -> None:
         _require_countable(given(16384, 3, 8))
     with pytest.raises(ValueError, match="1048577 positions of 2048 values each are too many to scan"):
         _require_countable(given(1, 3, 8), given(1, 2**20 + 1, 2048))
+    far = torch.empty(1, 1025, 1024, 1, device="meta")
+    with pytest.raises(ValueError, match="a map may have 1048576 positions, got 1025 x 1024"):
+        launch_map(far, far, far, far, None, None, True, False)
 
 
 @pytest.mark.parametrize(("split", "precision"), [(True, 1e-6), (False, 2e-3)])
