@@ -221,7 +221,7 @@ def test_order_and_augmentation_differ_between_epochs_and_labels_stay_with_their
         labels.append(truth)
         return real(logits, truth, **settings)
 
-    def augment(images: torch.Tensor, size: int, drawn: transforms.Draws) -> torch.Tensor:
+    def augment(images: torch.Tensor, size: int, drawn: transforms.Draws, compiles: bool) -> torch.Tensor:
         seen.append(images.double().mean(dim=(1, 2, 3)))
         draws.append(tuple(drawn.boxes.flatten().tolist()))
         return transforms.prepare(images, size)
